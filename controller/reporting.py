@@ -22,7 +22,7 @@ from envs.registry import short_name
 from protocol.codec import FrameReader
 from protocol.router import display_name
 from telemetry.probes.clocks import LoopLag
-from telemetry.probes.waits import StandingConditions
+from telemetry.probes.waits import FIRST_WEIGHTS, StandingConditions
 
 MAX_EPISODES = 2
 """How many of the episodes that have been out longest are told of."""
@@ -59,7 +59,7 @@ def find_conditions(situation: Situation) -> dict[str, str]:
     """
     conditions = {}
     if situation.published < 0:
-        conditions["first weights"] = "the first weights of the learner"
+        conditions["first weights"] = FIRST_WEIGHTS
     elif situation.version < situation.published:
         conditions["weights"] = (
             f"all engines to run weights v{situation.published} (v{situation.version} is in force)"

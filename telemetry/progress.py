@@ -34,10 +34,7 @@ from telemetry.format import (
 from telemetry.metrics_schema import success_interval, successes_by_set
 from telemetry.probes.waits import SHOWN_AFTER_SECONDS, Wait
 from telemetry.sinks.metrics_file import Record
-from telemetry.state import LOSSES, Phase, RunState
-
-BEFORE_TRAINING = ("demonstrations", "warm start")
-"""Phases of a known length that come before all others."""
+from telemetry.state import LOSSES, MAKING_THE_POLICY, Phase, RunState
 
 TRAINING = "training"
 """The phase whose end is the run's goal, in updates and in minutes."""
@@ -148,7 +145,8 @@ class Progress:
         is_new = update != self._printed_update and self._state.phase.name == TRAINING
         if is_new and now - self._printed_at >= PLAIN_SECONDS:
             self._printed_update = update
-            self._print_status(now)
+            self._printed_at = now
+            self._print_with_time(update_line(self._state, self._goal), now)
 
     def _print_ended_phases(self, now: float) -> None:
         """Print what phases came to that are over."""
@@ -200,7 +198,7 @@ class Progress:
 
     def _print_waits(self) -> None:
         """Print the waits after a minute, and again each time that one has taken twice as long."""
-        waits = self._state.waits.long_waits(self._clock())
+        waits = self._state.long_waits(self._clock())
         if not waits:
             self._next_wait_warning_s = SHOWN_AFTER_SECONDS
             return
@@ -220,7 +218,7 @@ def phase_warnings(state: RunState, goal: RunSection, now: float) -> dict[str, s
         if won is not None and phase.done == phase.of:
             warnings["demonstrations"] = advise_on_demonstrations(won, phase.done or 0.0)
     left_s = state.phase.seconds_left(now)
-    if state.phase.name in BEFORE_TRAINING and left_s is not None:
+    if state.phase.name in MAKING_THE_POLICY and left_s is not None:
         ends_s = state.wall_seconds(now) + left_s
         if ends_s > goal.max_seconds():
             warnings["time"] = (
@@ -275,6 +273,16 @@ def status_line(state: RunState, goal: RunSection, now: float, batch_episodes: i
     if left_s is not None:
         parts.append(f"{format_duration(left_s)} left")
     return f"{TRAINING}  " + "  ".join(parts) + _trouble(state, now)
+
+
+def update_line(state: RunState, goal: RunSection) -> str:
+    """The newest update in a line that fits a terminal; the panel below says the rest."""
+    last = _last_update(state)
+    return (
+        f"update {last['update']}/{goal.max_updates}  success {format_percent(last.get('success'))}"
+        f"  reward {format_decimal(last.get('reward'))}"
+        f"  valid actions {format_percent(last.get('valid_action_rate'))}"
+    )
 
 
 def wait_lines(waits: Sequence[Wait]) -> list[str]:
@@ -337,7 +345,7 @@ def panel(state: RunState, goal: RunSection, now: float, batch_episodes: int = 0
     dropped = dropped_line(state)
     if dropped:
         grid.add_row("dropped", f"[red]{escape(dropped)}[/red]")
-    for line in wait_lines(state.waits.long_waits(now)):
+    for line in wait_lines(state.long_waits(now)):
         grid.add_row("waiting", f"[yellow]{escape(line)}[/yellow]")
     return Panel(grid, title="foray", subtitle=format_duration(now - state.started), width=78)
 
@@ -405,7 +413,7 @@ def _trouble(state: RunState, now: float) -> str:
     dropped = dropped_line(state)
     if dropped:
         words += f"  dropped {dropped}"
-    for line in wait_lines(state.waits.long_waits(now)[:1]):
+    for line in wait_lines(state.long_waits(now)[:1]):
         words += f"  waiting: {line}"
     return words
 

@@ -16,7 +16,7 @@ from telemetry.analysis.advice import find_advice
 from telemetry.analysis.collapse import SignWatch
 from telemetry.analysis.pace import phase_seconds_left
 from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX, aggregation_of
-from telemetry.probes.waits import WaitBook
+from telemetry.probes.waits import FIRST_WEIGHTS, Wait, WaitBook
 from telemetry.sinks.metrics_file import Record, add_record, last_wall_seconds, roll_back
 
 Value = float | str | None
@@ -32,6 +32,9 @@ LOSSES = tuple(map(str, (*FAILURES, DropReason.STALE)))
 
 PHASE_KEYS = ("phase", "done", "of")
 """Values of a phase's messages that are no figures of it."""
+
+MAKING_THE_POLICY = ("demonstrations", "warm start")
+"""Phases of the learner before it has weights for anybody, which say when they end."""
 
 RATE_WINDOW = 30.0
 """Seconds over which the live tokens/s is taken."""
@@ -224,6 +227,16 @@ class RunState:
         seconds = dict(self.phase_seconds)
         seconds[self.phase.name] = seconds.get(self.phase.name, 0.0) + now - self.phase.started
         return seconds
+
+    def long_waits(self, now: float) -> list[Wait]:
+        """The waits that people are to be told of, the longest first.
+
+        That others wait for a policy while it is made is no news: its phase says how far it is.
+        """
+        waits = self.waits.long_waits(now)
+        if self.phase.name not in MAKING_THE_POLICY:
+            return waits
+        return [wait for wait in waits if wait.what != FIRST_WEIGHTS]
 
     # --- how messages are folded
 

@@ -19,6 +19,10 @@ FORGOTTEN_AFTER_SECONDS = 10.0
 """How long the word of a process holds: it comes again every second."""
 
 
+FIRST_WEIGHTS = "the first weights of the learner"
+"""What others wait for as long as the learner makes a policy."""
+
+
 class Wait(NamedTuple):
     """Something that a process waits for."""
 

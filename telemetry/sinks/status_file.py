@@ -39,7 +39,7 @@ def build_status(state: RunState, now: float) -> dict[str, Any]:
         "seconds_left": phase.seconds_left(now),
         "waits": [
             {"process": wait.source, "what": wait.what, "seconds": round(wait.seconds, 1)}
-            for wait in state.waits.long_waits(now)
+            for wait in state.long_waits(now)
         ],
         "dropped": state.drops_so_far(),
         "warnings": {

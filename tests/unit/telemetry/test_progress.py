@@ -11,6 +11,7 @@ from rich.console import Console
 from config import RunSection
 from protocol.messages import Stats
 from telemetry.probes.clocks import Lag, LoopLag
+from telemetry.probes.waits import FIRST_WEIGHTS
 from telemetry.progress import Progress, panel, status_line, time_left
 from telemetry.state import RunState
 from tests.fixtures.records import evaluated
@@ -169,6 +170,18 @@ def test_progress_before_the_first_update_says_how_much_of_a_batch_is_here() -> 
     assert show.tick(5.0) == ["[  0:05]  training 34 episodes here, an update takes 64   5 s"]
 
 
+def test_progress_of_a_warm_start_says_nothing_of_who_waits_for_it() -> None:
+    """That the controller waits for a policy while it is made is no news; later it is."""
+    show = Show()
+    show.send("phase", phase="warm start", done=1, of=100)
+    show.state.observe(
+        Stats(source="controller", event="waiting", values={FIRST_WEIGHTS: 90.0}), 0.0
+    )
+    assert not [line for line in show.tick(0.0) if "waits" in line]
+    show.send("phase", phase="starting engines")
+    assert [line for line in show.tick(1.0) if line.startswith("waiting: controller waits 1:31")]
+
+
 def test_progress_shows_lost_episodes_and_not_those_that_nobody_needs() -> None:
     """Episodes that are canceled at the end are no loss; those that failed are."""
     show = Show()
@@ -252,9 +265,10 @@ def test_terminal_keeps_evaluations_and_updates_in_lines_that_stay() -> None:
     kept = [line for line in file.getvalue().splitlines() if "[  0:" in line]
     assert [line.partition("]")[2].split()[:3] for line in kept] == [
         ["held-out", "success", "25.0"],
-        ["training", "update", "1/100"],
-        ["training", "update", "3/100"],
+        ["update", "1/100", "success"],
+        ["update", "3/100", "success"],
     ]
+    assert all(len(line[line.index("[  0:") :]) <= 80 for line in kept)
 
 
 def test_bar_of_the_panel_shows_without_colors() -> None:
