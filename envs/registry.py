@@ -83,6 +83,8 @@ def settings_of_environment(name: str) -> type[msgspec.Struct] | None:
     """
     if name in BUILT_IN_SETTINGS:
         return BUILT_IN_SETTINGS[name]
+    if not name:  # settings of none: to look through all that is installed takes milliseconds
+        return None
     if name not in environment_names() and not _names_code(name):
         return None
     return getattr(find_factory(name), "Settings", None)
