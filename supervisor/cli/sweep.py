@@ -28,11 +28,12 @@ from config import Config, ConfigError, EnvSection
 from config.options import SHORT_NAMES, all_settings, environment_fields, kind_of, this_command
 from config.recipes import RECIPE_OPTION
 from config.resolve import full_name, parse_overrides, resolve
+from config.sets import set_fields, set_names
 from protocol.files import atomic_write
 from protocol.output import drop_unread_output
 from supervisor.cli.sweep_tables import build_figures, print_tables
 from supervisor.interrupts import on_interrupt
-from supervisor.job import build_environment, lock_directory
+from supervisor.job import build_environment, check_sets, lock_directory
 from supervisor.process import ChildProcess, log_tail, spawn, stop_all
 from telemetry.analysis.compare_runs import compare_runs
 from telemetry.analysis.effects import compute_effects
@@ -169,6 +170,7 @@ def _is_list(full: str, environments: Sequence[str]) -> bool:
     settings = dict(all_settings())
     for environment in environments:
         settings |= environment_fields(environment.strip())
+        settings |= set_fields(set_names([full]), environment.strip())
     return full in settings and isinstance(kind_of(settings[full]), msgspec.inspect.ListType)
 
 
@@ -180,9 +182,10 @@ def _check_cells(plan: Plan) -> None:
             config = plan.config(cell)
         except ConfigError as error:
             raise ConfigError(f"sweep: {cell.name}: {error}") from None
-        environments[msgspec.json.encode([config.env.name, config.environment_settings()])] = config
+        tasks = [config.env.name, config.environment_settings(), config.eval]
+        environments[msgspec.json.encode(tasks)] = config
     for config in environments.values():
-        build_environment(config)
+        check_sets(config, build_environment(config))
 
 
 def print_plan(directory: Path, plan: Plan, slots: int, console: Console) -> None:

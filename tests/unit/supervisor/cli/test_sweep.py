@@ -36,11 +36,17 @@ def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() 
     }
 
 
-def test_a_list_is_one_value() -> None:
-    planned = build_plan(
-        {"env.settings.task_types": "pick_and_place_simple,look_at_obj_in_light"}, seeds=1
-    )
+@pytest.mark.parametrize(
+    "setting", ["env.settings.task_types", "eval.sets.unseen.settings.task_types"]
+)
+def test_a_list_is_one_value(setting: str) -> None:
+    planned = build_plan({setting: "pick_and_place_simple,look_at_obj_in_light"}, seeds=1)
     assert planned.varied == {} and len(planned.cells()) == 1
+
+
+def test_the_numbers_of_an_evaluation_set_are_varied() -> None:
+    planned = build_plan({"eval.sets.unseen.tasks": "8,16"}, seeds=1)
+    assert [planned.config(cell).eval.sets["unseen"].tasks for cell in planned.cells()] == [8, 16]
 
 
 def test_recipes_that_go_together_are_joined_by_a_plus() -> None:
@@ -61,6 +67,7 @@ def test_recipes_that_go_together_are_joined_by_a_plus() -> None:
         ({"seed": "0,1"}, r"run\.seed is set for each run; use --seeds N"),
         ({"run_dir": "x"}, r"run\.dir is set for each run"),
         ({"control": "off,off"}, "has a value twice"),
+        ({"eval.sets.unseen.split": "unsen"}, "unsen"),
         ({"env": "chess"}, "unknown environment"),
         ({"env": "chess,alfworld"}, "unknown environment"),
     ],
