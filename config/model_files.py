@@ -1,4 +1,4 @@
-"""What a model's own files say of it before it is loaded, and the settings that follow from that.
+"""Facts that a model's files tell before it is loaded, and the settings that follow.
 
 The files are in its directory, or in the Hugging Face hub's cache. Of some models the figures come
 with the project (known_models.json), so that a run can be planned before they are fetched.
@@ -31,14 +31,14 @@ THINKING_MAX_MODEL_LEN = 8192
 
 
 class ModelFiles(NamedTuple):
-    """What is known of a model without loading it."""
+    """Facts of a model that are known without loading it."""
 
     figures: dict[str, Any]
     """The contents of its config.json, or those figures that the project has of it."""
     thinks: bool
     """True if its chat template makes it think before it answers."""
     source: str
-    """Where that is from, in words."""
+    """Where the figures are from, in words."""
 
 
 def read_model_files(name: str, directory: Path | None = None) -> ModelFiles | None:

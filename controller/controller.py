@@ -118,7 +118,7 @@ class Controller:
     _announced_shards: list[ShardAddress] = field(default_factory=list)
     """Shards in force, as actors were told last."""
     _switches: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
-    """Whether engines are to sleep, as the learner has asked."""
+    """True while engines are to sleep, as the learner has asked."""
     _is_finished: bool = False
     """The learner has written its last checkpoint."""
 

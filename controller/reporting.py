@@ -85,7 +85,7 @@ def episode_waits(admission: Admission, now: float) -> dict[str, float]:
 
 
 def describe_job(config: Config) -> str:
-    """What a run trains, in a few words."""
+    """Describe in a few words what a run trains."""
     return (
         f"{short_name(config.env.name)}, {config.model.name}, {config.learner.algorithm.type}, "
         f"control {config.control.mode}, {config.actor.count} actors"

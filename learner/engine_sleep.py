@@ -9,7 +9,7 @@ from protocol.messages import SleepEngines
 
 
 class EngineSleep:
-    """What the learner asks of the engines' sleep, and what the controller has answered."""
+    """Requests of the learner for the engines' sleep, and the controller's answers."""
 
     def __init__(self, controller: MessageSender) -> None:
         self._controller = controller

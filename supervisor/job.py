@@ -109,7 +109,7 @@ def prepare_job(
 
 
 def devices_without_gpus(config: Config) -> Devices:
-    """What processes are told of devices where they compute on CPUs."""
+    """Say what processes are told of devices where they compute on CPUs."""
     return Devices(sleeps=config.engine.sleep == "always")
 
 

@@ -103,7 +103,7 @@ async def train(job: Job, console: Console) -> dict[str, Any]:
 
 
 def build_progress(job: Job, state: RunState, console: Console) -> Progress:
-    """What shows the run in the terminal."""
+    """Choose what shows the run in the terminal."""
     learner = job.config.learner
     return Progress(
         state,

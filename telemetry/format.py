@@ -40,7 +40,7 @@ def format_duration(seconds: float) -> str:
 
 
 def describe_figures(figures: Mapping[str, float]) -> str:
-    """What a phase of a run has come to: 193 won, loss 0.41."""
+    """Describe what a phase of a run has come to: 193 won, loss 0.41."""
     words = []
     if "won" in figures:
         words.append(f"{figures['won']:,.0f} won")

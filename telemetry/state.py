@@ -52,7 +52,7 @@ class Phase:
     done: float | None = None
     of: float | None = None
     figures: dict[str, float] = field(default_factory=dict)
-    """What the phase has come to, by name: the loss of a warm start, say."""
+    """Figures that the phase has come to, by name: the loss of a warm start, say."""
 
     def seconds_left(self, now: float) -> float | None:
         """Seconds until the phase is over, by its pace so far; None where that is not known."""
@@ -122,7 +122,7 @@ class RunState:
         self.signs: dict[str, str] = {}
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
         self.advice: dict[str, str] = {}
-        """What is set wrongly, as it first showed: name -> numbers and remedy."""
+        """Settings that seem wrong, as it first showed: name -> numbers and remedy."""
         self.failures: dict[str, str] = {}
         """Reason why episodes failed since this process started -> the first one's words."""
         self.waits = WaitBook()
@@ -136,13 +136,17 @@ class RunState:
             self._keep(record)
         self._offset = last_wall_seconds(self.records)
         self._last_update = now
+        self._restore_counters()
+        self._dropped_before = self.dropped_by_reason()
+
+    def _restore_counters(self) -> None:
+        """Count on from the totals of the earlier records."""
         for record in self.records:
             for name, counter in self.counters.items():
                 total = record.get(name + TOTAL_SUFFIX) or 0.0
                 counter.total = max(counter.total, total)
         for counter in self.counters.values():
             counter.take()
-        self._dropped_before = self.dropped_by_reason()
 
     def observe(self, stats: Stats, now: float) -> Record | None:
         """Take one message; returns the finished record when it was an update or an evaluation."""

@@ -80,7 +80,7 @@ class GpuBudget:
 
 
 def learner_load(config: Config) -> LearnerLoad:
-    """What a rank of the learner holds and computes, by the settings.
+    """Describe by the settings what a rank of the learner holds and computes.
 
     A turn that is longer than a micro-batch is one by itself.
     """
@@ -97,7 +97,7 @@ def learner_load(config: Config) -> LearnerLoad:
 
 
 def engine_load(config: Config, workers: int) -> EngineLoad:
-    """What one of an engine's workers holds and computes, by the settings."""
+    """Describe by the settings what one of an engine's workers holds and computes."""
     return EngineLoad(
         workers=workers,
         weight_bytes=DTYPE_BYTES.get(config.engine.dtype, 2),

@@ -1,4 +1,4 @@
-"""What a model's training and its engines take of a device's memory, from the model's shape alone.
+"""Memory that training and engines take of a device, from the model's shape alone.
 
 Weights, gradients, moments and keys and values are arithmetic. Activations are what autograd keeps
 (tests/unit/supervisor/cluster/test_memory_budget.py compares them with a forward pass). What
@@ -21,7 +21,7 @@ ENGINE_RUNTIME_BYTES = 3 * GIB
 """CUDA's context, graphs and workspaces of an engine's worker (est.)."""
 
 ENGINE_ASLEEP_BYTES = 2 * GIB
-"""What an engine that sleeps keeps of its device: CUDA's context and graphs (est.)."""
+"""Bytes that an engine that sleeps keeps of its device: CUDA's context and graphs (est.)."""
 
 STEP_TOKENS = 8192
 """Tokens of an engine's step: the largest of vLLM's defaults for a server."""
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 class LearnerLoad(NamedTuple):
-    """What a rank of the learner holds and computes."""
+    """Load of a rank of the learner: what it holds and computes."""
 
     ranks: int
     tokens: int
@@ -67,7 +67,7 @@ class LearnerLoad(NamedTuple):
 
 
 class EngineLoad(NamedTuple):
-    """What a worker of an engine holds and computes, but for keys and values."""
+    """Load of a worker of an engine, but for keys and values."""
 
     workers: int
     """Its tensor-parallel size."""

@@ -1,4 +1,4 @@
-"""Which process of a run computes on which GPU of which machine: pure functions.
+"""Placement of a run's processes on the GPUs of its machines: pure functions.
 
 Ranks of the learner come first, engines next, each worker on a GPU of its own. On a machine with
 one GPU, a rank and an engine share it.
@@ -15,7 +15,7 @@ from config import ConfigError
 
 @dataclass(frozen=True)
 class Workers:
-    """What is to be placed: engines and ranks of the learner, each with its machine."""
+    """Processes to be placed: engines and ranks of the learner, each with its machine."""
 
     engine_machines: tuple[int, ...]
     """Machine of each engine."""
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Tenants:
-    """What is on one GPU, by number."""
+    """Processes on one GPU, by number."""
 
     engines: tuple[int, ...]
     ranks: tuple[int, ...]

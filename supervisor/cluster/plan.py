@@ -25,7 +25,7 @@ cache, which are given.
 
 @dataclass(frozen=True)
 class Plan:
-    """What is where; `devices` is what the processes are told."""
+    """Plan of what is where; `devices` is what the processes are told."""
 
     placement: Placement
     budgets: list[GpuBudget]
@@ -157,7 +157,7 @@ def check_memory_is_known(config: Config, plan: Plan) -> None:
 def _devices(
     config: Config, placement: Placement, budgets: Sequence[GpuBudget], sequences: int
 ) -> Devices:
-    """What the processes are told of a placement."""
+    """Say what the processes are told of a placement."""
     sleeps = config.engine.sleep == "always" or any(budget.sleeps for budget in budgets)
     return Devices(
         engines=[
@@ -173,7 +173,7 @@ def _devices(
 def _engine_device(
     config: Config, number: int, placement: Placement, budgets: Sequence[GpuBudget]
 ) -> EngineDevice:
-    """What an engine is told of its GPUs."""
+    """Say what an engine is told of its GPUs."""
     fraction = config.engine.gpu_memory_fraction
     kv_cache_bytes = int(config.engine.kv_cache_gb * GIB)
     shares = any(

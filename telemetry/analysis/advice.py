@@ -1,4 +1,4 @@
-"""What keeps a run from learning, and what to do about it.
+"""Advice: what keeps a run from learning, and what to do about it.
 
 Pure: of the records of metrics.jsonl.
 """

@@ -322,7 +322,7 @@ def draw_types(runs: Sequence[RunData]) -> list[Markup]:
 
 
 def draw_time(runs: Sequence[RunData]) -> list[Markup]:
-    """Where the learner's time of an update goes, of a single run."""
+    """Show where the learner's time of an update goes, of a single run."""
     if len(runs) > 1 or not any(TIME_OF_UPDATE[0] in update for update in runs[0].updates):
         return []
     run = runs[0]

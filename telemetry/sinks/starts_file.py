@@ -34,11 +34,11 @@ class Start(msgspec.Struct, frozen=True):
     memory_bytes: float
     """Memory that was free."""
     versions: dict[str, str]
-    """Of Python and the main packages."""
+    """Versions of Python and the main packages."""
     recipes: list[str] = []
     """Recipes of the settings."""
     changes: str = ""
-    """What a resume changed of the settings."""
+    """Settings that a resume changed."""
     gpus: list[str] = []
 
 

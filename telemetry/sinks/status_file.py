@@ -28,7 +28,7 @@ EVERY_SECONDS = 1.0
 
 
 def build_status(state: RunState, now: float) -> dict[str, Any]:
-    """What a run does, waits for and has dropped, and its last evaluation, as JSON can hold it."""
+    """Describe for JSON what a run does, waits for and has dropped, and its last evaluation."""
     phase = state.phase
     return {
         "phase": phase.name,
