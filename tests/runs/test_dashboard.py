@@ -93,10 +93,10 @@ async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[st
     }
     job: Job = job_in(
         tmp_path / "job",
-        small_config(**imitating | acting, run__max_updates="6", env__max_turns="4"),
+        small_config(**imitating | acting, run__max_updates="20", env__max_turns="4"),
     )
-    run = asyncio.create_task(train_serially(job, Console(quiet=True)))
     async with open_browser() as page:
+        run = asyncio.create_task(train_serially(job, Console(quiet=True)))
         async with asyncio.timeout(60):
             while True:
                 try:
