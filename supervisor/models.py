@@ -80,7 +80,8 @@ def find_checkpoint(name: str) -> Checkpoint | None:
     update = _choose_update(directory, which, checkpoints)
     if update not in checkpoints:
         updates = ", ".join(map(str, sorted(checkpoints))) or "none"
-        raise ConfigError(f"{name}: {directory} has no such checkpoint; it has {updates}")
+        missing = "evaluated" if which == BEST else "such"
+        raise ConfigError(f"{name}: {directory} has no {missing} checkpoint; it has {updates}")
     return Checkpoint(checkpoints[update], directory, update)
 
 

@@ -59,6 +59,16 @@ def test_find_checkpoint_that_is_not_there_names_those_that_are(learning_run: Jo
         find_checkpoint(f"{learning_run.run_dir}@7")
 
 
+def test_find_checkpoint_best_without_an_evaluation_says_so(
+    learning_run: Job, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(learning_run.run_dir, run_dir)
+    (run_dir / METRICS_FILE).write_text("")
+    with pytest.raises(ConfigError, match=r"has no evaluated checkpoint; it has 1, 2$"):
+        find_checkpoint(f"{run_dir}@best")
+
+
 def test_find_checkpoint_of_what_is_no_run_is_none(small_policy: Path) -> None:
     assert find_checkpoint(str(small_policy)) is None
     assert find_checkpoint("OWNER/NAME@main") is None
