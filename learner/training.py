@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,16 +13,14 @@ from transformers import PreTrainedModel
 
 from config import Config, Job
 from learner import checkpoint
-from learner.checkpoint import Evaluated, IntakeState, StagedCheckpoint, TrainingState
+from learner.checkpoint import Evaluated, IntakeState, TrainingState
 from learner.data.rollout_metrics import count_generated_tokens
 from learner.data.samples import build_samples
-from learner.model.loading import build_skeleton
 from learner.model.policy import load_policy
-from learner.model.sharding import Policy
 from learner.publish import Snapshot, copy_weights
 from learner.ranks import Ranks
 from learner.update import Updater
-from learner.warm_start.policy_cache import warm_start_or_find
+from learner.warm_start.policy_cache import warm_start_or_load
 from learner.warm_start.warm_start import ReportProgress
 from protocol.machine import available_cores
 from protocol.messages import Trajectory
@@ -72,9 +69,7 @@ class Training:
         """The checkpoint that was evaluated best, of those that are there."""
         self._rollbacks = state.rollbacks
         self._rolled_back_to: int | None = None  # until a checkpoint says so
-        self._checkpointed = checkpointed  # or is being written
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[Path] | None = None
+        self._checkpointed = checkpointed
         self._watch = self._new_watch()  # of the updates since the last rollback
         self._exploration = exploration or Exploration()
         self._scale_steps()
@@ -82,11 +77,6 @@ class Training:
     @property
     def model(self) -> PreTrainedModel:
         return self._updater.model
-
-    @property
-    def policy(self) -> Policy:
-        """The model by what is asked of it, on all ranks at the same time."""
-        return self._updater.policy
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -99,10 +89,9 @@ class Training:
         It is warm-started if that is asked for and was not done before.
         """
         ranks = ranks or Ranks()
-        directory = Path(job.model_dir)
+        model = _load_policy(Path(job.model_dir), job.config, ranks)
         if job.config.warm_start.episodes:
-            directory = _warm_start(job, report, ranks)
-        model = _load_policy(directory, job.config, ranks)
+            _warm_start(model, job, report, ranks)
         return cls(job, _build_updater(model, job.config, ranks), TrainingState())
 
     @classmethod
@@ -157,7 +146,6 @@ class Training:
         signs = self._watch.observe(record)
         if not signs or self._is_stale_after_rollback():
             return None
-        self.wait_written()  # on all ranks, so that they see the same checkpoints
         checkpoints = checkpoint.by_update(Path(self._job.run_dir))
         good = last_update_before_signs(self.update_number, list(checkpoints))
         if good is None:
@@ -171,19 +159,18 @@ class Training:
     def note_evaluation(self, update: int, success: float) -> None:
         """Remember the checkpoint of that update if none was evaluated better."""
         is_better = self.best is None or success >= self.best.success
-        if is_better and self._has_checkpoint(update):
+        if is_better and update in checkpoint.by_update(Path(self._job.run_dir)):
             self.best = Evaluated(update, success)
 
     def snapshot(self) -> Snapshot:
-        """Copy the weights as they are now, to be published; on rank 0 alone there are any."""
+        """Copy the weights as they are now, to be published."""
         into = self.spare
         self.spare = None
         engine = self._job.config.engine
         device = torch.device("cpu")
         if engine.weights == "nccl":
             device = self._ranks.device
-        keep = self._ranks.rank == 0
-        return copy_weights(self.model, self.update_number, engine.dtype, into, device, keep=keep)
+        return copy_weights(self.model, self.update_number, engine.dtype, into, device)
 
     def release_memory(self) -> None:
         """Give up the memory that only an update needs: gradients, and what torch keeps for it."""
@@ -192,42 +179,35 @@ class Training:
             torch.cuda.empty_cache()
 
     def checkpoint(self, intake: IntakeState | None = None) -> Path:
-        """Write a checkpoint, and wait until it is written."""
-        writing = self.begin_checkpoint(intake)
-        self.wait_written()
-        return writing.result()
+        """Write everything that `restore` needs to go on as if nothing had happened.
 
-    def begin_checkpoint(self, intake: IntakeState | None = None) -> Future[Path]:
-        """Copy everything that `restore` needs to go on as if nothing had happened.
-
-        It is written beside the next updates; one at a time is. After a rollback, the checkpoints
-        between are archived.
+        After a rollback, the checkpoints between are archived.
         """
-        self.wait_written()
         state = self._state(intake or IntakeState())
+        fsync = self._job.config.learner.fsync
         if self._checkpointed is not None:
-            self._writing = self._writer.submit(self._rewrite_state, self._checkpointed, state)
-            return self._writing
+            if not self._ranks.rank:
+                checkpoint.rewrite_state(self._checkpointed, state, fsync)
+            return self._checkpointed
         updater = self._updater
-        staged = checkpoint.stage(
-            Path(self._job.run_dir),
+        run_dir = Path(self._job.run_dir)
+        path = checkpoint.save(
+            run_dir,
             self.model,
             updater.optimizer,
             state,
             Path(self._job.model_dir),
             checkpoint.ExtraState(updater.reference, updater.critic, self._exploration),
+            self._ranks,
+            fsync,
         )
-        self._writing = self._writer.submit(self._write, staged, self._rolled_back_to)
+        if not self._ranks.rank:
+            if self._rolled_back_to is not None:
+                checkpoint.archive_between(run_dir, self._rolled_back_to, self.update_number)
+            self._prune(run_dir)
         self._rolled_back_to = None
-        self._checkpointed = staged.directory
-        return self._writing
-
-    def wait_written(self) -> None:
-        """Wait for the checkpoint that is being written; raises what that raised."""
-        writing = self._writing
-        self._writing = None
-        if writing is not None:
-            writing.result()
+        self._checkpointed = path
+        return path
 
     # --- rollbacks
 
@@ -260,27 +240,6 @@ class Training:
 
     # --- checkpoints
 
-    def _has_checkpoint(self, update: int) -> bool:
-        """Tell whether the checkpoint of an update is there, or is being written."""
-        directory = self._checkpointed
-        is_newest = directory is not None and int(directory.name) == update
-        return is_newest or update in checkpoint.by_update(Path(self._job.run_dir))
-
-    def _rewrite_state(self, directory: Path, state: TrainingState) -> Path:
-        if not self._ranks.rank:
-            checkpoint.rewrite_state(directory, state, self._job.config.learner.fsync)
-        return directory
-
-    def _write(self, staged: StagedCheckpoint, rolled_back_to: int | None) -> Path:
-        """Write a checkpoint, and remove those that are no longer kept."""
-        directory = checkpoint.write(staged, self._ranks, self._job.config.learner.fsync)
-        if not self._ranks.rank:
-            run_dir = Path(self._job.run_dir)
-            if rolled_back_to is not None:
-                checkpoint.archive_between(run_dir, rolled_back_to, staged.state.update)
-            self._prune(run_dir, staged.state.update)
-        return directory
-
     def _state(self, intake: IntakeState) -> TrainingState:
         return TrainingState(
             update=self.update_number,
@@ -293,34 +252,33 @@ class Training:
             best=self.best,
         )
 
-    def _prune(self, run_dir: Path, update: int) -> None:
+    def _prune(self, run_dir: Path) -> None:
         learner = self._job.config.learner
         needed = set()
         if self.best is not None:
             needed.add(self.best.update)
         if learner.rollback:
             numbers = list(checkpoint.by_update(run_dir))
-            oldest = last_update_before_signs(update, numbers)
+            oldest = last_update_before_signs(self.update_number, numbers)
             if oldest is not None:
                 # each of these will be the one to go back to
                 needed.update(number for number in numbers if number >= oldest)
         checkpoint.prune(run_dir, learner.keep_checkpoints, learner.keep_every, needed)
 
 
-def _warm_start(job: Job, report: ReportProgress, ranks: Ranks) -> Path:
-    """Warm-start the policy on rank 0, which has it in full; return the directory that it is in.
-
-    Raises Stopped on the other ranks when rank 0 raises anything.
-    """
-    directory: Path | None = None
+def _warm_start(model: PreTrainedModel, job: Job, report: ReportProgress, ranks: Ranks) -> None:
+    """Warm-start the model on rank 0; the other ranks load what it has made."""
+    is_made = False
     try:
         if not ranks.rank:
-            directory = warm_start_or_find(job, report, ranks.device)
+            warm_start_or_load(model, job, report)
+            is_made = True
     finally:
-        directory = ranks.broadcast_object(directory)  # others wait for it, whatever comes of it
-    if directory is None:
+        is_made = ranks.broadcast_object(is_made)  # the others wait for it, whatever comes of it
+    if not is_made:
         raise Stopped
-    return directory
+    if ranks.rank:
+        warm_start_or_load(model, job, report)  # which is there now
 
 
 def _restore_updater(
@@ -335,7 +293,7 @@ def _restore_updater(
         reference = _load_policy(reference_dir, config, ranks)
     model = _load_policy(directory, config, ranks)
     updater = _build_updater(model, config, ranks, reference, adapters)
-    state = checkpoint.load(directory, updater.optimizer, ranks)
+    state = checkpoint.load(directory, updater.optimizer)
     if updater.critic is not None:
         checkpoint.load_critic(directory, updater.critic)
     return updater, state
@@ -354,11 +312,9 @@ def _check_adapters(directory: Path, config: Config, adapters: dict[str, Tensor]
 
 
 def _load_policy(directory: Path, config: Config, ranks: Ranks) -> PreTrainedModel:
-    """Load a policy; for a group of ranks, its skeleton, which is filled once it is sharded."""
-    checkpointing = config.learner.gradient_checkpointing
-    if ranks.is_group:
-        return build_skeleton(directory, ranks, gradient_checkpointing=checkpointing)
-    return load_policy(directory, ranks.device, gradient_checkpointing=checkpointing)
+    return load_policy(
+        directory, ranks.device, gradient_checkpointing=config.learner.gradient_checkpointing
+    )
 
 
 def _build_updater(

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import torch
-from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 
 from config import Config, ConfigError, Job
 from envs.registry import source_of_environment
@@ -38,33 +37,23 @@ _NO_LOCK = (
 )
 
 
-def warm_start_or_find(job: Job, report: ReportProgress, device: torch.device) -> Path:
-    """Warm-start the job's policy, or find the same warm start done before; return its directory.
+def warm_start_or_load(model: PreTrainedModel, job: Job, report: ReportProgress) -> None:
+    """Warm-start `model` in place, or load the weights of the same warm start done before.
 
     Runs that want the same one at the same time (the slots of a sweep, seen from one cache) do not
-    make it beside each other: one makes it, and the others wait for it. ConfigError where it cannot
-    be kept, or read.
+    make it beside each other: one makes it, and the others wait for it.
     """
     kept = job.config.cache_dir() / f"policy-{policy_digest(job.config, Path(job.model_dir))}"
     if not kept.exists():
         check_cache_dir(kept)
         with _exclusive_lock(kept.with_name(f".{kept.name}.lock"), report):
             if not kept.exists():
-                _warm_start_and_keep(kept, job, report, device)
-                return kept
+                _warm_start_and_keep(kept, model, job, report)
+                return
     log.info("warm-started before: %s", kept)
-    _check_readable(kept)
-    return kept
-
-
-def _check_readable(kept: Path) -> None:
-    """Raise ConfigError for weights of another user, who keeps them to himself, or damaged ones."""
     try:
-        for file in kept.iterdir():
-            if file.suffix == ".safetensors":
-                with safe_open(file, framework="pt"):
-                    pass
-    except (OSError, SafetensorError) as error:
+        model.load_state_dict(load_policy(kept).state_dict())
+    except Exception as error:  # another user's, who keeps it to himself, or a damaged one
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"run.cache_dir: {kept} cannot be read ({reason}); remove it, or give another directory"
@@ -109,11 +98,10 @@ def policy_digest(config: Config, model_dir: Path) -> str:
 
 
 def _warm_start_and_keep(
-    kept: Path, job: Job, report: ReportProgress, device: torch.device
+    kept: Path, model: PreTrainedModel, job: Job, report: ReportProgress
 ) -> None:
-    """Warm-start the job's policy as `kept`, which is there in full or not at all."""
+    """Warm-start `model` in place; keep it as `kept`, which is there in full or not at all."""
     model_dir = Path(job.model_dir)
-    model = load_policy(model_dir, device)
     turn_tokenizer = TurnTokenizer(load_prompter(model_dir), read_turn_end(model_dir))
     stats = warm_start(model, turn_tokenizer, job.config, report)
     log.info("warm start: %s", json.dumps(stats))

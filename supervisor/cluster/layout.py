@@ -22,7 +22,6 @@ ASSIGNED_SETTINGS = (
     "cluster.shard_hosts",
     "cluster.shard_launch",
     "cluster.learner_launch",
-    "cluster.learner_machines",
     "learner.host",
 )
 """Settings that follow from the machines."""
@@ -33,15 +32,14 @@ class Machines:
     """The machines of a run, in their order.
 
     The first one has controller and engines, the next `shards` have further shards with engines of
-    their own, the next `learner` ones share the learner (0: it is on the first), and the others
-    have actors.
+    their own, the next one has the learner (if `learner`), and the others have actors.
     """
 
     shards: int
     actor_nodes: int
     actors: int
     """Actors on each machine that has some."""
-    learner: int
+    learner: bool
 
     @property
     def nodes(self) -> int:
@@ -49,7 +47,7 @@ class Machines:
 
     @property
     def learner_node(self) -> int:
-        """The place of the learner's machine, or of the first of them."""
+        """The place of the learner's machine."""
         if not self.learner:
             return 0
         return 1 + self.shards

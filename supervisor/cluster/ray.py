@@ -150,8 +150,7 @@ def _train_command(
         }
     if machines.learner:
         placed_settings |= {
-            "cluster.learner_launch": f"{launch}-{{machine}}",
-            "cluster.learner_machines": str(machines.learner),
+            "cluster.learner_launch": f"{launch}-{machines.learner_node}",
             "learner.host": addresses[machines.learner_node],
         }
     options = [f"--{setting}={value}" for setting, value in placed_settings.items()]
