@@ -20,6 +20,9 @@ STAMP := $(VENV)/.installed-$(EXTRA)
 TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
+# Bytecode is kept even where the shell says not to: the tests start hundreds of processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 from envs.base import Episode, Observation, ParsedAction, Split, StepResult
@@ -161,4 +162,10 @@ def _build_retriever(url: str, corpus: str) -> Retriever:
         return RemoteRetriever(url)
     if corpus:
         return BM25Index(read_corpus(corpus).texts)
+    return _index_own_passages()
+
+
+@functools.cache
+def _index_own_passages() -> BM25Index:
+    """Index the passages that come with the project, once for all environments of a process."""
     return BM25Index(load_passages())

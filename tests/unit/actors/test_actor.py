@@ -108,6 +108,7 @@ async def bench(request: pytest.FixtureRequest, small_policy: Path):
     made.context.destroy(linger=0)
 
 
+@pytest.mark.slow
 async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
     bench: Bench,
 ) -> None:
@@ -150,6 +151,7 @@ async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sen
     assert KEY.id in said and "tcp://127.0.0.1:" in said and "learner.port" in said
 
 
+@pytest.mark.slow
 async def test_actor_reports_an_episode_that_the_learner_refuses_and_plays_on(
     bench: Bench,
 ) -> None:
@@ -245,6 +247,7 @@ async def test_actor_whose_shard_is_gone_asks_the_controller(
     await asyncio.wait({playing})
 
 
+@pytest.mark.slow
 async def test_an_actor_whose_controller_is_silent_says_so_and_ends(bench: Bench) -> None:
     with pytest.raises(ControllerLost, match="has not answered"):
         await asyncio.wait_for(bench.actor.run(1), 20)

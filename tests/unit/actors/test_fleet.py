@@ -80,6 +80,7 @@ def test_episode_that_ends_its_process_is_reported_by_the_actor_that_follows(
     )
 
 
+@pytest.mark.slow
 def test_code_that_blocks_the_event_loop_ends_the_process_and_is_reported(
     tmp_path: Path,
 ):
@@ -96,6 +97,7 @@ def test_code_that_blocks_the_event_loop_ends_the_process_and_is_reported(
     )
 
 
+@pytest.mark.slow
 def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -129,6 +131,7 @@ def test_an_actor_that_is_killed_from_outside_blames_no_episode(tmp_path: Path):
     assert first != second and reports == "[]"
 
 
+@pytest.mark.slow
 def test_child_whose_standard_output_was_closed_does_not_go_on_as_its_parent(
     tmp_path: Path,
 ):

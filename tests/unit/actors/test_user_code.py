@@ -104,6 +104,7 @@ async def test_an_error_inside_a_library_is_told_by_the_last_line_of_the_users_o
     assert detail.endswith(f"({first_line_of(step)})")
 
 
+@pytest.mark.slow
 async def test_steps_that_never_return_do_not_keep_later_episodes_from_their_own():
     never = threading.Event()
     for _ in range(40):  # more than a pool of threads has

@@ -61,6 +61,7 @@ def _shared_slowly(jobs: list[tuple[int, int]], cores: int) -> list[float]:
     return ends
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_full_brings_a_token_of_each_row_in_a_step() -> None:
     costs = replace(STEP, engine_row=0.001)
     work = Work(turns=[10], responses=[3, 20], prompt=0)

@@ -23,6 +23,7 @@ from telemetry.sinks.status_file import STATUS_FILE
 from tests.fixtures.dashboard import EVALUATION, STATE, UPDATE, serve_dashboard
 
 
+@pytest.mark.slow
 async def test_an_event_is_the_state_with_the_last_update_and_evaluation(tmp_path: Path) -> None:
     status = {"host": socket.gethostname(), "pid": os.getpid(), "phase": "training"}
     (tmp_path / STATUS_FILE).write_text(json.dumps(status))
@@ -82,6 +83,7 @@ async def test_prometheus_gets_documented_numbers_by_its_conventions(tmp_path: P
     assert not any("unknown" in name or "epsilon" in name for name in families)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/", "/events", "/charts", "/metrics"])
 async def test_with_a_token_nobody_gets_anything_without_it(tmp_path: Path, path: str) -> None:
     async with (

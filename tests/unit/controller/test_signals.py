@@ -15,6 +15,7 @@ from engine.fake.server import FakeEngine
 from supervisor.endpoints import free_port
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tap", [True, False])
 async def test_an_engine_is_asked_whether_it_sends_signals(
     small_policy: Path, tap: bool, monkeypatch

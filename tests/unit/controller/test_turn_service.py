@@ -94,6 +94,7 @@ async def test_turns_share_no_prefixes_while_some_engine_may_have_other_weights(
         assert desk.turns.weights_name != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_tap", [2, 1])
 async def test_tap_that_an_engine_lacks_is_an_error_that_names_the_engine(
     tmp_path: Path, small_policy: Path, with_tap: int, monkeypatch: pytest.MonkeyPatch

@@ -186,12 +186,14 @@ async def test_a_stream_that_is_never_silent_and_falls_silent_is_lost(
             await asyncio.wait_for(streamed(client), 10)
 
 
+@pytest.mark.slow
 async def test_other_streams_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "SILENT_SECONDS", 0.1)
     async with answering(streaming_slowly(0.5)) as client:
         assert await streamed(client) == [5] * 4
 
 
+@pytest.mark.slow
 async def test_a_stream_is_not_lost_because_this_process_stood_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

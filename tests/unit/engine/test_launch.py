@@ -336,6 +336,7 @@ def test_weights_are_the_safetensors_files(tmp_path: Path) -> None:
     assert weights_gib(None) == 0.0
 
 
+@pytest.mark.slow
 async def test_an_engine_that_never_answers_names_the_setting() -> None:
     with pytest.raises(EngineNotReady, match=r"engine\.start_seconds"):
         await wait_ready(f"http://127.0.0.1:{free_port()}", 0.5)

@@ -126,6 +126,7 @@ async def test_engine_that_missed_the_call_to_wake_is_woken_once_it_answers(
         assert [engine.asleep for engine in made] == [False, False]
 
 
+@pytest.mark.slow
 async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(
     policies: Policies,
 ) -> None:
@@ -155,6 +156,7 @@ async def test_new_weights_do_not_wait_for_an_engine_that_is_gone(policies: Poli
         assert made[1].generator.version == "3"
 
 
+@pytest.mark.slow
 async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(
     policies: Policies, monkeypatch: pytest.MonkeyPatch
 ) -> None:

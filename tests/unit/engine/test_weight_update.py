@@ -98,6 +98,7 @@ async def test_an_update_whose_answer_was_lost_is_not_done_twice() -> None:
     assert not stub.paused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["hang", "refuse"])
 async def test_an_engine_is_not_paused_for_a_file_that_is_not_checked(way: str) -> None:
     stub = Stub()
@@ -155,6 +156,7 @@ async def test_an_update_is_tried_again_after_a_lost_connection(lost: str) -> No
     assert not stub.paused
 
 
+@pytest.mark.slow
 async def test_an_update_that_takes_too_long_names_the_setting_and_resumes() -> None:
     stub = Stub()
     stub.hang = {"update_weights"}
@@ -204,6 +206,7 @@ async def test_update_fails_at_once_when_one_engine_fails_while_weights_are_sent
     assert failing.paused and "resume" not in failing.calls + waiting.calls
 
 
+@pytest.mark.slow
 async def test_engines_that_do_not_meet_the_learner_in_time_name_the_place_and_the_setting() -> (
     None
 ):

@@ -14,6 +14,7 @@ from tests.fixtures.environments import ENVIRONMENTS, shared_environment
 of_each = pytest.mark.parametrize("name", ENVIRONMENTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count", "share"),
     [

@@ -18,9 +18,8 @@ from learner.data.rollout_metrics import count_generated_tokens
 from learner.model.policy import load_policy
 from learner.publish import WeightWriter, sha256_of
 from learner.training import Training
-from learner.warm_start.tiny import build_tiny
 from telemetry.analysis.collapse import last_update_before_signs
-from tests.fixtures.learner import TURNS, job_in, random_group, small_config
+from tests.fixtures.learner import job_of_tiny, random_group, small_config
 
 CONFIG = small_config(warm_start__episodes="0", learner__learning_rate="1e-3")
 VOCABULARY = 300
@@ -28,8 +27,7 @@ VOCABULARY = 300
 
 @pytest.fixture
 def job(tmp_path):
-    build_tiny(tmp_path / "policy", CONFIG.model.tiny, TURNS, seed=0)
-    return job_in(tmp_path, CONFIG)
+    return job_of_tiny(tmp_path, CONFIG)
 
 
 def no_progress(*_, **__):

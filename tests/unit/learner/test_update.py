@@ -111,6 +111,7 @@ def test_layers_without_kept_activations_have_the_same_gradient(tmp_path):
         torch.testing.assert_close(second[parameter], gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_forward", [True, False])
 def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatch):
     """Weights, their gradients and what the head sees stay float32.

@@ -43,6 +43,7 @@ def printed(*arguments: str, stdout: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--dry-run"], ["play", "--watch", "expert"]],
@@ -61,6 +62,7 @@ def test_command_whose_output_cannot_be_written_says_so_unless_the_pipe_closed(
     assert printed(*arguments, stdout=stdout) == (status, said)
 
 
+@pytest.mark.slow
 def test_a_file_opened_by_a_command_does_not_take_the_place_of_its_closed_output(
     tmp_path: Path,
 ) -> None:
@@ -84,6 +86,7 @@ print("went on", file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_reader_that_does_not_read_holds_nobody_up(blocking: bool) -> None:
     """A reader that does not read holds nobody up.
@@ -123,6 +126,7 @@ def test_the_end_of_a_process_is_said_in_words(status: int, words: str) -> None:
     assert describe_end(status) == words
 
 
+@pytest.mark.slow
 def test_terminal_that_goes_away_ends_a_server_as_ctrl_c_does() -> None:
     """A terminal that goes away ends a server as Ctrl-C does in the middle of requests."""
     port = free_port()
@@ -151,6 +155,7 @@ def test_terminal_that_goes_away_ends_a_server_as_ctrl_c_does() -> None:
             server.kill()
 
 
+@pytest.mark.slow
 def test_files_are_read_as_utf_8_whatever_the_encoding_of_the_locale(tmp_path: Path) -> None:
     settings = tmp_path / "settings é.toml"
     settings.write_text('[run]\ncache_dir = "über"\n', encoding="utf-8")

@@ -32,6 +32,7 @@ def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_tiny_policy_cannot_start_on_questions_that_no_expert_knows(tmp_path: Path):
     questions = tmp_path / "mine.jsonl"
     questions.write_text(

@@ -365,6 +365,7 @@ def test_tensorboard_reads_what_was_written(run: Run, tmp_path: Path) -> None:
     assert written["other/brand_new"] == [(1, 3.0)]
 
 
+@pytest.mark.slow
 def test_telemetry_imports_no_torch(tmp_path: Path) -> None:
     program = "\n".join(
         [

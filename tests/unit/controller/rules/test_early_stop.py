@@ -33,6 +33,7 @@ def simulated(delta: float, eta: float, turns: int = 3000) -> tuple[int, int, in
     return ended, wrong, saved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delta", [0.01, 0.05, 0.2])
 def test_turns_of_independent_tokens_are_ended_wrongly_no_more_often_than_delta(
     delta: float,

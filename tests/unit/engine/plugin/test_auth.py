@@ -101,6 +101,7 @@ async def test_a_stream_that_has_something_to_say_says_nothing_else() -> None:
     assert pieces_of(sent) == [*[EVENT] * 50, b""]
 
 
+@pytest.mark.slow
 async def test_nothing_is_put_into_the_middle_of_an_event() -> None:
     sent = await ask(BearerAuthMiddleware(app_that_sends(EVENT[:6], None, EVENT[6:], None)))
     pieces = pieces_of(sent)

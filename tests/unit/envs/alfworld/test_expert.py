@@ -49,6 +49,7 @@ def test_in_real_rooms_it_searches_likely_places_first():
     assert likely >= 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [SMALL, REAL], ids=["small", "real"])
 def test_it_finishes_what_somebody_else_began(environment):
     won = 0

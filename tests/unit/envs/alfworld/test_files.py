@@ -221,6 +221,7 @@ def test_a_problem_that_makes_no_sense_is_a_failure_of_the_environment(tmp_path,
 # --- the real ones
 
 
+@pytest.mark.slow
 def test_the_expert_wins_the_real_games(real_data):  # noqa: F811
     environment = AlfWorld(data=str(real_data))
     won = [
@@ -230,6 +231,7 @@ def test_the_expert_wins_the_real_games(real_data):  # noqa: F811
     assert len(won) == 200 and sum(won) >= 190
 
 
+@pytest.mark.slow
 def test_the_real_games_ask_in_the_words_of_their_files(real_data):  # noqa: F811
     files = find_games(real_data / "json_2.1.1" / "train")
     grammars = [json.loads(file.read_bytes())["grammar"] for file in files]
@@ -239,6 +241,7 @@ def test_the_real_games_ask_in_the_words_of_their_files(real_data):  # noqa: F81
     )
 
 
+@pytest.mark.slow
 def test_the_expert_goes_on_with_whatever_it_holds_in_the_real_games(real_data):  # noqa: F811
     """Some of these things fit nowhere, so that they cannot be put down again."""
     environment = AlfWorld(data=str(real_data))

@@ -182,6 +182,7 @@ async def test_a_server_that_fails_until_the_deadline_is_a_failure_that_says_how
             await ask(url, deadline_s=0.5)
 
 
+@pytest.mark.slow
 async def test_request_cut_short_by_the_deadline_does_not_hide_the_failure_before_it():
     """An attempt that the deadline cut short does not hide why the one before it failed."""
     never = asyncio.Event()

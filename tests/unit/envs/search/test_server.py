@@ -72,6 +72,7 @@ async def test_documents_are_answered_by_their_own_ids():
     assert [hits[0]["id"] for hits in answer["result"]] == ["wiki/2", 7]
 
 
+@pytest.mark.slow
 async def test_a_light_request_is_answered_while_a_heavy_one_is_under_way():
     async with serve_app(build_app(BM25Index(load_passages())), "/retrieve") as url:
         heavy = asyncio.ensure_future(

@@ -305,6 +305,7 @@ def test_the_prompt_has_the_task_the_page_and_every_action():
         assert all(action in prompt for action in episode.observation.admissible)
 
 
+@pytest.mark.slow
 def test_the_prompt_recalls_the_last_turns():
     _, view, _ = played("search[shirt]", "click[next >]", "click[< prev]")
     assert "Before: results 1 > click[next >]; results 2 > click[< prev]" in SHOP.prompt(view)

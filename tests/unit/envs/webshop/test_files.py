@@ -103,6 +103,7 @@ def test_nouns_come_from_the_table_and_are_guessed_without_it(tmp_path):
     assert guess_nouns("") == []
 
 
+@pytest.mark.slow
 def test_that_nouns_are_guessed_is_said_and_how_to_have_exact_ones(tmp_path, caplog):
     write_shop(tmp_path)
     read = read_files(tmp_path)

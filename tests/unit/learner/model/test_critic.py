@@ -68,6 +68,7 @@ def test_what_is_judged_is_the_policy_before_the_update(model, groups):
         assert sample.log_ratio == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_values_come_to_explain_the_returns(model, groups):
     """Values come to explain the returns of a batch that is seen again and again.
 

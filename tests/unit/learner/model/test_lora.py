@@ -17,9 +17,8 @@ from learner.model.lora import adapter_tensors, adapters
 from learner.model.policy import load_policy, log_probs
 from learner.model.sharding import full_state_dict
 from learner.training import Training
-from learner.warm_start.tiny import build_tiny
 from protocol.messages import Trajectory
-from tests.fixtures.learner import TURNS, job_in, random_group, small_config
+from tests.fixtures.learner import job_of_tiny, random_group, small_config
 
 pytest.importorskip("peft", reason="LoRA needs the extra lora")
 
@@ -35,8 +34,7 @@ CONFIG = small_config(
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    build_tiny(tmp_path / "policy", CONFIG.model.tiny, TURNS, seed=0)
-    return job_in(tmp_path, CONFIG)
+    return job_of_tiny(tmp_path, CONFIG)
 
 
 def begun(job: Job) -> Training:

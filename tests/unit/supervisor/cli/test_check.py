@@ -27,6 +27,7 @@ def checked(
     return status, capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_check_of_the_guides_environment_finds_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,6 +85,7 @@ def test_check_of_a_flawed_environment_names_what_is_wrong(
     assert re.search(f"^wrong: .*{message}.* [(]task 0 of ", output, re.MULTILINE), output
 
 
+@pytest.mark.slow
 def test_check_of_an_environment_without_an_expert_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

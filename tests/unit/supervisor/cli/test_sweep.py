@@ -79,6 +79,7 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(
         build_plan(overrides, seeds=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("slots", "waits"), [(1, None), (2, "PASSIVE")])
 def test_runs_beside_each_other_do_not_spin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, waits: str | None

@@ -133,6 +133,7 @@ def kept_bytes(model: Qwen3ForCausalLM, precision: str, rows: int, columns: int)
     return sum(storage.nbytes() for storage in kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 @pytest.mark.parametrize("checkpoints_layers", [False, True])
 def test_activation_bytes_of_layers_agree_with_what_autograd_keeps(

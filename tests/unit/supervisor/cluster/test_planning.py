@@ -39,6 +39,7 @@ def assert_holds(printed: str) -> None:
     assert "planned" not in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("environment", "name"), list(itertools.product(ENVIRONMENTS, MACHINES)))
 def test_dry_run_recipes_for_gpus_print_a_budget_that_holds(
     capsys: pytest.CaptureFixture[str], environment: str, name: str

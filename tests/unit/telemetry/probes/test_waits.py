@@ -167,6 +167,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_status_of_a_killed_run_is_void_and_replaced_when_it_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -43,6 +43,7 @@ def tracked(name: str, directory: Path, project: str = "", **environment: str) -
     assert done.returncode == 0 and "failed, which costs" not in done.stderr, done.stderr
 
 
+@pytest.mark.slow
 def test_trackio_gets_each_number_by_its_name_in_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("trackio", reason="the extra trackio is not installed")
     tracked("trackio", tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"))
@@ -59,6 +60,7 @@ def test_trackio_gets_each_number_by_its_name_in_tensorboard(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.slow
 def test_tracker_shows_a_run_in_the_project_that_is_set(tmp_path: Path) -> None:
     """run.tracker_project names the project, in place of ours."""
     pytest.importorskip("trackio", reason="the extra trackio is not installed")
