@@ -234,10 +234,8 @@ def costs_of(
         return many.processor[name] - many.frames * step, step
 
     tokens = sum(many.responses) / len(many.responses)
-    (controller_turn, controller_frame), (server_turn, server_step) = (
-        split("controller"),
-        split("server"),
-    )
+    controller_turn, controller_frame = split("controller")
+    server_turn, server_step = split("server")
     return Costs(
         **{name: engine[name] for name in ENGINE},
         server_turn=server_turn,

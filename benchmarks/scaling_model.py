@@ -163,7 +163,9 @@ class Thread:
     """Does one thing after the other, in the order in which they are asked for."""
 
     def __init__(self, env: simpy.Environment, machine: Machine) -> None:
-        self._env, self._machine, self._turn = env, machine, simpy.Resource(env)
+        self._env = env
+        self._machine = machine
+        self._turn = simpy.Resource(env)
         self._free = 0.0  # on a core of its own: when all is done that was asked for
         self.busy = 0.0
         """Seconds that were, or on a core of its own will be, not idle."""
@@ -193,7 +195,8 @@ class Engine:
         self._env = env
         self._costs = costs
         self._controller = controller
-        self.thread, self.server = Thread(env, machine), Thread(env, machine)
+        self.thread = Thread(env, machine)
+        self.server = Thread(env, machine)
         self._steps = 0
         self._stepping = False
         self._ends: list[
@@ -271,7 +274,8 @@ class Run:
         self._engines = [
             Engine(env, self._machine, costs, shard(number)) for number in range(setup.engines)
         ]
-        self._intake, self._learner = Thread(env, self._machine), Thread(env, self._machine)
+        self._intake = Thread(env, self._machine)
+        self._learner = Thread(env, self._machine)
         self._places = simpy.Resource(env, setup.places)
         self._groups: list[
             simpy.Event

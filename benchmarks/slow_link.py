@@ -56,7 +56,7 @@ def carry(left: int, right: int, delay: float, chance: random.Random, loss: floa
 
 
 if __name__ == "__main__":
-    names, (delay, loss) = sys.argv[1:3], map(float, sys.argv[3:5])
-    files = [device(name) for name in names]
+    files = [device(name) for name in sys.argv[1:3]]
+    delay, loss = map(float, sys.argv[3:5])
     print("ready", flush=True)
     carry(*files, delay, random.Random(int(sys.argv[5]) if len(sys.argv) > 5 else 0), loss)

@@ -126,7 +126,8 @@ def run(
 ) -> Speed:
     """From one process to the other."""
     context = multiprocessing.get_context("spawn")
-    (learner_end, its_end), (actor_end, its_other) = context.Pipe(), context.Pipe()
+    learner_end, its_end = context.Pipe()
+    actor_end, its_other = context.Pipe()
     receiving = context.Process(target=_learn, args=(learner, work, its_end), daemon=True)
     receiving.start()
     sending = context.Process(
@@ -164,10 +165,8 @@ class Clock:
         """Called for each; True for the last one."""
         self._left -= 1
         if self._left in (0, self._counted):
-            self._seconds, self._cpu = (
-                time.perf_counter() - self._seconds,
-                time.process_time() - self._cpu,
-            )
+            self._seconds = time.perf_counter() - self._seconds
+            self._cpu = time.process_time() - self._cpu
         return self._left == 0
 
     def speed(self, learner: float) -> Speed:

@@ -50,8 +50,10 @@ def _check_engine(config: Config) -> None:
     engine = config.engine
     if config.sampling.max_tokens >= engine.max_model_len:
         raise ConfigError(
-            f"sampling.max_tokens ({config.sampling.max_tokens}) must be smaller than "
-            f"engine.max_model_len ({engine.max_model_len})"
+            f"sampling.max_tokens: responses of {config.sampling.max_tokens} tokens leave no room "
+            f"for a prompt in engine.max_model_len ({engine.max_model_len}); set the former to "
+            f"{engine.max_model_len // 2} or less, or the latter to "
+            f"{2 * config.sampling.max_tokens} or more"
         )
     for url in engine.urls:
         if not _is_url(url):

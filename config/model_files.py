@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config.engine import EngineSection, SamplingSection
+from protocol.model_json import read_model_json, text_config
 from protocol.prompting import read_chat_template
 
 CONFIG_FILE = "config.json"
@@ -49,7 +50,7 @@ def read_model_files(name: str, directory: Path | None = None) -> ModelFiles | N
     """
     file = _find_config_file(name, directory or Path(name))
     if file is not None:
-        figures = json.loads(file.read_text())
+        figures = read_model_json(file)
         return ModelFiles(figures, _has_thoughts(file.parent), f"by its {CONFIG_FILE}")
     repository = SHORT_NAMES.get(name, name.partition("@")[0]).lower()
     for known, figures in json.loads(KNOWN_MODELS.read_text()).items():
@@ -89,8 +90,7 @@ def settings_of_model(name: str) -> dict[str, Any]:
 
 def longest_text(files: ModelFiles) -> int:
     """Return how many tokens the model was made for; 0 if its configuration does not say."""
-    text = files.figures.get("text_config", files.figures)
-    longest = text.get("max_position_embeddings")
+    longest = text_config(files.figures).get("max_position_embeddings")
     if isinstance(longest, int):
         return longest
     return 0

@@ -46,7 +46,7 @@ from config.sets import (
     set_names,
     without_sets,
 )
-from envs.registry import absolute_name, settings_of_environment
+from envs.registry import absolute_name, describe_missing, names_code, settings_of_environment
 from protocol.machine import computes_on_gpus
 
 DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
@@ -86,19 +86,39 @@ def resolve_new(file: Path | None, overrides: Mapping[str, str], serial: bool) -
     return _resolve_layers(layers, texts, serial)
 
 
-def resolve_recorded(file: Path, overrides: Mapping[str, str]) -> Resolution:
+def resolve_recorded(file: Path, overrides: Mapping[str, str], moved_to: str = "") -> Resolution:
     """Resolve the settings that a run has recorded, then recipes that are named, then overrides.
 
     The record has every setting, of the run's recipes too: those named here change it. But one that
     the run takes by itself stays below the record, and is not among the recipes that hold.
+    `moved_to`, or else an override, names the environment if it is not where it was.
+
+    Raises ConfigError as `resolve_new` and `locate_environment` do.
     """
     texts, recipes = _split_overrides(overrides)
-    layers = [_file_layer(file), *(_recipe_layer(name) for name in recipes)]
+    record = _file_layer(file)
+    environment = locate_environment(file, moved_to or texts.get("env.name", ""))
+    record = record._replace(settings=record.settings | {"env.name": environment})
+    layers = [record, *(_recipe_layer(name) for name in recipes)]
     resolution = _resolve_layers(layers, texts, serial=False)
     config = resolution.config
     own = own_recipes(config.model.name, config.env.name, serial=False)
     changing = [name for name in resolution.recipes if name in recipes and name not in own]
     return resolution._replace(recipes=changing)
+
+
+def locate_environment(file: Path, moved_to: str) -> str:
+    """The name of the environment of a run's record: `moved_to` if it is not where it was.
+
+    Raises ConfigError if it is not, and `moved_to` names no code.
+    """
+    recorded = find_last([_file_layer(file)], "env.name") or EnvSection().name
+    missing = describe_missing(recorded)
+    if not missing:
+        return recorded
+    if not names_code(moved_to):
+        raise ConfigError(f"{missing}; if it has moved, say where it is now: --env ./FILE.py:NAME")
+    return absolute_name(moved_to)
 
 
 def _split_overrides(overrides: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

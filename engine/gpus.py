@@ -19,6 +19,10 @@ class Gpu(NamedTuple):
     memory_bytes: int
     used_bytes: int = 0
 
+    def describe(self) -> str:
+        """Its name and its memory, in words."""
+        return f"{self.name}, {self.memory_bytes / 2**30:.0f} GiB"
+
 
 def list_gpus() -> list[Gpu]:
     """List the GPUs that are shown here, in their order; none without a driver or its library."""

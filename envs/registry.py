@@ -85,7 +85,7 @@ def settings_of_environment(name: str) -> type[msgspec.Struct] | None:
         return BUILT_IN_SETTINGS[name]
     if not name:  # settings of none: to look through all that is installed takes milliseconds
         return None
-    if name not in environment_names() and not _names_code(name):
+    if name not in environment_names() and not names_code(name):
         return None
     return getattr(find_factory(name), "Settings", None)
 
@@ -132,9 +132,27 @@ def absolute_name(name: str) -> str:
 def short_name(name: str) -> str:
     """A name to be shown: of code, that of what makes the environment, or of its file."""
     place, _, attribute = name.partition(":")
-    if not _names_code(name):
+    if not names_code(name):
         return name
     return attribute or Path(place).stem
+
+
+def names_code(name: str) -> bool:
+    """Tell whether a name is one of a file or of something in a module."""
+    return _names_file(name) or ":" in name
+
+
+def describe_missing(name: str) -> str:
+    """Say that there is no environment of a name here, and what to do; empty if there is one."""
+    if name in _BUILT_IN:
+        return ""
+    try:
+        find_factory(name)
+    except EnvironmentNotFound as error:
+        return str(error)
+    except ValueError:  # it is here, and cannot be loaded, which another check reports
+        return ""
+    return ""
 
 
 def find_factory(name: str) -> Callable[..., Environment]:
@@ -147,7 +165,7 @@ def find_factory(name: str) -> Callable[..., Environment]:
         return getattr(import_module(module), attribute)
     if _names_file(name):
         return _load(name, lambda: _find_in_file(name))
-    if _names_code(name):
+    if names_code(name):
         return _load(name, lambda: _find_in_module(name))
     for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
         return _load(name, point.load)
@@ -172,11 +190,6 @@ def source_of_environment(name: str) -> bytes:
 
 def _names_file(name: str) -> bool:
     return name.partition(":")[0].endswith(".py")
-
-
-def _names_code(name: str) -> bool:
-    """Tell whether a name is one of a file or of something in a module."""
-    return _names_file(name) or ":" in name
 
 
 def _load(name: str, find: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:

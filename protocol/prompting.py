@@ -12,6 +12,8 @@ from pathlib import Path
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
+from protocol.model_json import read_model_json, text_config
+
 
 class Prompter:
     """The tokenizer and the chat template of a Hugging Face directory."""
@@ -60,15 +62,16 @@ def read_chat_template(model_dir: Path) -> str:
     if file.exists():
         template = file.read_text()
     if isinstance(template, list):
-        template = {named["name"]: named["template"] for named in template}.get("default")
-    if template is None:
+        template = {named.get("name"): named.get("template") for named in template}.get("default")
+    if not isinstance(template, str):
         raise ValueError(
             f"model.name: {model_dir} has no chat template (chat_template.jinja, or in "
             "tokenizer_config.json)"
         )
     for name in ("eos_token", "bos_token"):
-        if name in template and settings.get(name):
-            text = json.dumps(_token_text(settings[name]))
+        token = _token_text(settings.get(name))
+        if name in template and token:
+            text = json.dumps(token)
             template = f"{{% set {name} = {text} %}}{template}"
     return template
 
@@ -78,32 +81,38 @@ def read_turn_end(model_dir: Path) -> str:
 
     Raises ValueError without one.
     """
-    token = _read_tokenizer_settings(model_dir).get("eos_token")
-    if token is None:
+    token = _token_text(_read_tokenizer_settings(model_dir).get("eos_token"))
+    if not token:
         raise ValueError(
             f"model.name: {model_dir} has no tokenizer_config.json that names its eos_token"
         )
-    return _token_text(token)
+    return token
 
 
 def read_vocabulary(model_dir: Path) -> int:
-    """Read how many tokens the policy chooses from: the width of its logits."""
-    config = json.loads((model_dir / "config.json").read_text())
-    return int(config.get("text_config", config)["vocab_size"])
+    """Read how many tokens the policy chooses from: the width of its logits.
+
+    Raises ValueError for a config.json that does not say.
+    """
+    file = model_dir / "config.json"
+    width = text_config(read_model_json(file)).get("vocab_size")
+    if not isinstance(width, int):
+        raise ValueError(f"model.name: {file} has no vocab_size")
+    return width
 
 
 def _read_tokenizer_settings(model_dir: Path) -> dict:
     file = model_dir / "tokenizer_config.json"
     if not file.exists():
         return {}
-    return json.loads(file.read_text())
+    return read_model_json(file)
 
 
-def _token_text(token: str | dict) -> str:
-    """Return the text of a special token, which may stand there with its properties."""
+def _token_text(token: str | dict | None) -> str:
+    """Return the text of a special token, which may stand there with its properties; or nothing."""
     if isinstance(token, dict):
-        return token["content"]
-    return token
+        token = token.get("content")
+    return token or ""
 
 
 def _raise_template_error(reason: str) -> None:

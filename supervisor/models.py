@@ -101,7 +101,7 @@ def _best_update(run_dir: Path, checkpoints: Container[int]) -> int | None:
     successes = {
         int(record["update"]): record["success"]
         for record in evaluations
-        if record["success"] is not None and int(record["update"]) in checkpoints
+        if record.get("success") is not None and int(record["update"]) in checkpoints
     }
     return max(successes, key=successes.__getitem__, default=None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import msgspec
 
 from config import Config, ConfigError
 from config.model import NAMED_MODELS
-from config.options import flatten
-from config.resolve import Resolution, full_name, resolve, resolve_recorded
+from config.options import environment_fields, flatten
+from config.resolve import Resolution, full_name, locate_environment, resolve_recorded
 from config.sets import EVALUATION_SETS
 from learner.checkpoint_damage import archive_damaged, newest_undamaged
 from protocol.messages import SCHEMA_VERSION
+from protocol.model_json import read_model_json, text_config
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +75,17 @@ def resolve_resumed(run_dir: Path, overrides: dict[str, str]) -> tuple[Resolutio
     new_dir = full_names.get("run.dir")
     if new_dir is not None and Path(new_dir).resolve() != run_dir.resolve():
         raise ConfigError(f"run.dir: --resume goes on in {run_dir}; leave it out")
+    record = run_dir / "config.toml"
+    here = {"run.dir": str(run_dir)}
+    environment = locate_environment(record, full_names.get("env.name", ""))
+    environment_fields(environment)  # an error of its code says nothing of the version
     try:
-        recorded = resolve(run_dir / "config.toml", {"run.dir": str(run_dir)})
+        recorded = resolve_recorded(record, here, environment).config
     except ConfigError as error:
         raise ConfigError(
             f"--resume: another version of this project wrote {run_dir}, or a person did: {error}"
         ) from None
-    resolution = resolve_recorded(run_dir / "config.toml", overrides | {"run.dir": str(run_dir)})
+    resolution = resolve_recorded(record, overrides | here)
     changes = changed_settings(recorded, resolution.config)
     for name, (before, after) in changes.items():
         check_change(run_dir, name, before, after, recorded)
@@ -152,8 +158,14 @@ def check_model_of(run_dir: Path, model: Path | None) -> None:
             )
 
 
-def _read_config(model: Path) -> dict[str, Any]:
-    return json.loads(_read(model / "config.json") or b"{}")
+def _read_config(model: Path) -> Mapping[str, Any]:
+    file = model / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        return text_config(read_model_json(file))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def set_damaged_checkpoints_aside(run_dir: Path) -> None:

@@ -246,10 +246,11 @@ def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
         (goal.max_updates - last["update"]) * seconds_per_update - since_update_s,
         goal.max_seconds() - state.wall_seconds(now),
     ]
-    if goal.max_tokens:
-        seconds_per_token = elapsed_s / (last["training_tokens"] - first["training_tokens"])
-        missing_tokens = goal.max_tokens - last["training_tokens"]
-        limits_s.append(missing_tokens * seconds_per_token - since_update_s)
+    tokens = last.get("training_tokens") or 0
+    new_tokens = tokens - (first.get("training_tokens") or 0)
+    if goal.max_tokens and new_tokens:
+        missing_tokens = goal.max_tokens - tokens
+        limits_s.append(missing_tokens * elapsed_s / new_tokens - since_update_s)
     return max(0.0, min(limits_s))
 
 

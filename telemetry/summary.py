@@ -115,12 +115,15 @@ def _summarize_tokens(state: RunState) -> dict[str, Any]:
     evaluation = state.total("evaluation_tokens")
     successes = 0.0
     age = 0.0
+    training_tokens = 0.0
     for update in state.updates:
+        training_tokens = max(training_tokens, _get(update, "training_tokens"))
         successes += _get(update, "success") * _get(update, "episodes")
         age += _get(update, "token_age_mean") * _get(update, "trained_tokens")
     return {
         "episodes": int(state.total("episodes")),
         "generated_tokens": int(generated),
+        "training_tokens": int(training_tokens),
         "trained_tokens": int(trained),
         "wasted_tokens": int(state.total("wasted_tokens") + state.total("wasted_dropped")),
         "evaluation_tokens": int(evaluation),

@@ -6,7 +6,6 @@ model of transformers, which the learner publishes, has two tensors for all expe
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
+from protocol.model_json import read_model_json
 
 TIED_HEAD = "lm_head.weight"
 
@@ -119,7 +120,7 @@ def tensor_shapes(model: Path) -> dict[str, list[int]]:
         for name, shape in _read_shapes(path)
     }
     config = model / "config.json"
-    if config.exists() and json.loads(config.read_text()).get("tie_word_embeddings"):
+    if config.exists() and read_model_json(config).get("tie_word_embeddings"):
         shapes.pop(TIED_HEAD, None)
     return shapes
 

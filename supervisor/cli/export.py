@@ -20,6 +20,7 @@ from engine.launch import serve_command
 from envs.registry import short_name
 from learner.checkpoint_damage import STATE, describe_damage
 from protocol.files import atomic_write
+from protocol.model_json import read_model_json
 from supervisor.job import build_environment, environment_errors, first_task
 from supervisor.models import Checkpoint, find_checkpoint
 from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
@@ -97,7 +98,10 @@ def generation_config(checkpoint: Path, config: Config) -> dict[str, Any]:
     """The defaults of transformers and vLLM for the model: as the run's evaluations decode."""
     settings: dict[str, Any] = {}
     if (checkpoint / GENERATION_FILE).is_file():
-        settings = json.loads((checkpoint / GENERATION_FILE).read_text())
+        try:
+            settings = read_model_json(checkpoint / GENERATION_FILE)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
     decoding = config.decoding(evaluation=True)
     # transformers refuses these beside greedy decoding, and the last says that none is one's own
     for name in (*decoding._fields, "_from_model_config"):

@@ -72,11 +72,16 @@ def print_help(topic: str, console: Console) -> None:
         _print_lines([*_overview(console.width), "", *lines], console)
         return
     section = topic.replace("-", "_")
-    if not any(name.startswith(f"{section}.") for name in all_settings()):
+    if not is_section(section):
         raise ConfigError(
             f"--help: there is no section {topic!r}; there are: {', '.join(sections)}, and {ALL}"
         )
     _print_lines(_section_lines(section, console.width), console)
+
+
+def is_section(name: str) -> bool:
+    """Tell whether there is a section of settings with that name."""
+    return any(setting.startswith(f"{name}.") for setting in all_settings())
 
 
 def _sections() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.console import Console
 from config import ConfigError
 from protocol.files import WriteError
 from supervisor.cli.commands import COMMANDS, DEFAULT_COMMAND, output_status, run_command
-from supervisor.cli.help import print_help
+from supervisor.cli.help import is_section, print_help
 
 HELP_OPTIONS = ("-h", "--help")
 
@@ -57,10 +58,14 @@ def _run(arguments: list[str]) -> int:
 
 
 def _help(topics: list[str]) -> int:
-    """Print the help on a command, a section of settings, or everything."""
+    """Print the help on a command, a section of settings, what has the name of both, or all."""
     topic = next(iter(topics), "")
     if topic in COMMANDS and topic != DEFAULT_COMMAND:
-        return run_command(topic, ["--help"])
+        with contextlib.suppress(SystemExit):  # argparse ends so once it has printed its help
+            run_command(topic, ["--help"])
+        if not is_section(topic):
+            return output_status()
+        print(flush=True)
     if topic == DEFAULT_COMMAND:
         topic = ""
     print_help(topic, Console())

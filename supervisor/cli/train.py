@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> int:
             print_plan(config)
         return output_status()
     job = prepare_run(config, options.serial, is_resumed)
-    record_start(Path(job.run_dir), describe_start(arguments, resolution.recipes, changes))
+    record_this_start(Path(job.run_dir), arguments, resolution.recipes, changes)
     console = Console()
     console.print(describe_recipes(resolution), highlight=False, markup=False, soft_wrap=True)
     print_places(job, console)
@@ -59,6 +60,19 @@ def main(arguments: list[str]) -> int:
     else:
         _print_how_to_resume(job, options.serial, status)
     return status
+
+
+def record_this_start(
+    run_dir: Path, arguments: Sequence[str], recipes: Sequence[str], changes: str
+) -> None:
+    """Record that a run was started, or resumed, by this command line on this machine.
+
+    `changes` are the settings that a resume changes, in words.
+    """
+    from supervisor.cluster.planning import shown_gpus
+
+    gpus = [gpu.describe() for gpu in shown_gpus()]
+    record_start(run_dir, describe_start(arguments, recipes, changes, gpus))
 
 
 def resolve_run(
@@ -241,7 +255,7 @@ def _print_next_steps(job: Job, serial: bool, summary: dict[str, Any]) -> None:
 
     run_dir = shlex.quote(job.run_dir)
     this = this_command()
-    more = _double_limit(job.config.run, summary["updates"])
+    more = double_reached_limits(job.config.run, summary)
     checkpoint = newest_undamaged(Path(job.run_dir))
     steps = {"look at it": f"{this} report {run_dir}"}
     if checkpoint is not None:
@@ -257,11 +271,19 @@ def _print_next_steps(job: Job, serial: bool, summary: dict[str, Any]) -> None:
         print(f"  {name + ':':<12}{step}", flush=True)
 
 
-def _double_limit(settings: RunSection, updates: int) -> str:
-    """An option by which a run that has ended after so many updates goes on as long again."""
-    if updates >= settings.max_updates or not settings.max_minutes:
-        return f"--updates {2 * max(1, settings.max_updates)}"
-    return f"--minutes {2 * settings.max_minutes:g}"
+def double_reached_limits(settings: RunSection, summary: dict[str, Any]) -> str:
+    """The options by which a run that has ended goes on as long again.
+
+    They double each limit that it has reached; `summary` is that of the run.
+    """
+    options = []
+    if summary["updates"] >= settings.max_updates:
+        options.append(f"--updates {2 * max(1, settings.max_updates)}")
+    if settings.max_tokens and summary["training_tokens"] >= settings.max_tokens:
+        options.append(f"--tokens {2 * settings.max_tokens}")
+    if summary["wall_seconds"] >= settings.max_seconds():
+        options.append(f"--minutes {2 * settings.max_minutes:g}")
+    return " ".join(options)
 
 
 def _name_flags(serial: bool) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config import TinySection
+from protocol.model_json import text_config
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Names that configurations have for the number of a layer's experts."""
@@ -100,7 +101,7 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
 
     Raises UnknownShape for an architecture that is no such decoder.
     """
-    text = config.get("text_config", config)
+    text = text_config(config)
     if "kv_lora_rank" in text:
         raise UnknownShape("its attention keeps latent vectors, and no keys and values")
     heads = _required(text, "num_attention_heads")

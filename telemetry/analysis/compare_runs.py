@@ -18,6 +18,9 @@ from telemetry.sinks.metrics_file import Record, select_kind
 SYNCHRONOUS = ("max_staleness", "0")
 """The setting, by its short name, that others are compared with."""
 
+TIMES = ("seconds_wait", "seconds_train", "seconds_publish")
+"""Seconds of an update that add up to nearly all of it."""
+
 
 class Measure(NamedTuple):
     """A column: its title, the format of its numbers, and what it is."""
@@ -179,9 +182,13 @@ def ideal_speed_up(records: Sequence[Record]) -> float | None:
     """The most that overlapping generation and training can give a synchronous run.
 
     That is (t_gen + t_train) / max(t_gen, t_train), of the updates that `seconds_per_update` looks
-    at; None without any.
+    at, those that have all times; None without any.
     """
-    updates = [after for _, after in _steady_pairs(records)]
+    updates = [
+        after
+        for _, after in _steady_pairs(records)
+        if all(after.get(name) is not None for name in TIMES)
+    ]
     if not updates:
         return None
     generate = mean(record["seconds_wait"] for record in updates)

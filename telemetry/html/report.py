@@ -351,12 +351,13 @@ def describe_run(run: RunData) -> list[tuple[str, list[str]]]:
         return []
     last = run.starts[-1]
     machine = f"{last.host}: {last.cores} cores, {last.memory_bytes / 2**30:.1f} GiB free memory"
+    gpus = [f"{count} x {gpu}" for gpu, count in Counter(last.gpus).items()]
     versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
     rows = [
         ("started", [start.time for start in run.starts]),
         ("command", [start.command for start in run.starts]),
         ("recipes", [", ".join(run.starts[0].recipes) or "none"]),
-        ("machine", [machine, last.system, *last.gpus]),
+        ("machine", [machine, last.system, *gpus]),
         ("versions", [versions]),
     ]
     changes = [f"{start.time}: {start.changes}" for start in run.starts if start.changes]

@@ -40,6 +40,7 @@ class Start(msgspec.Struct, frozen=True):
     changes: str = ""
     """Settings that a resume changed."""
     gpus: list[str] = []
+    """Name and memory of each GPU that the machine shows; none where vLLM is the one for CPUs."""
 
 
 def describe_start(

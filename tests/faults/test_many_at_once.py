@@ -36,10 +36,8 @@ class Bench:
     """A controller whose engines nobody asks; an actor and a learner are this test."""
 
     def __init__(self, directory: Path) -> None:
-        self.job, self.context = (
-            job_in(directory, small_config(actor__heartbeat_seconds="0.2")),
-            zmq.asyncio.Context(),
-        )
+        self.job = job_in(directory, small_config(actor__heartbeat_seconds="0.2"))
+        self.context = zmq.asyncio.Context()
         self.controller = build_controller(self.job, self.context)
         self.actor = self.context.socket(zmq.DEALER)
         self.learner = DeliveryClient(

@@ -19,6 +19,7 @@ from learner.checkpoint_damage import (
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli.main import main
 from supervisor.resume import check_model_of, resolve_resumed, set_damaged_checkpoints_aside
+from tests.fixtures.example_environment import guide_code
 from tests.fixtures.runs import running_small
 from tests.fixtures.servers import silent_server
 
@@ -108,6 +109,37 @@ def test_data_that_was_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
     there.rmdir()
     resolution, _ = resolve_resumed(run, {"env.settings.data": str(elsewhere)})
     assert resolution.config.env.settings["data"] == str(elsewhere)
+
+
+def test_resume_of_a_moved_environment_asks_for_its_file_and_takes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No version is blamed; another environment that is here takes the place of none."""
+    file = tmp_path / "game.py"
+    moved = tmp_path / "moved.py"
+    file.write_text(guide_code())
+    run = begun(tmp_path / "run", env=str(file), warm_start__episodes="0")
+    file.rename(moved)
+    for options in ([], ["--env", "webshop"]):
+        assert main(["--resume", str(run), *options]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"error: env.name: there is no file {file} on ")
+        assert "--env ./FILE.py:NAME" in said
+    resolution, _ = resolve_resumed(run, {"env": str(moved)})
+    assert resolution.config.env.name == str(moved)
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_of_this_name")
+    with pytest.raises(ConfigError, match=r"^env\.name: .*broken\.py cannot be loaded"):
+        resolve_resumed(run, {"env": str(broken)})
+
+
+def test_resume_with_another_environment_of_ones_own_is_refused(tmp_path: Path) -> None:
+    """One that is where it was has not moved."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(guide_code())
+    run = begun(tmp_path / "run", env=f"{tmp_path}/one.py", warm_start__episodes="0")
+    with pytest.raises(ConfigError, match=r"^env\.name: the run in "):
+        resolve_resumed(run, {"env": f"{tmp_path}/two.py"})
 
 
 @pytest.mark.parametrize(

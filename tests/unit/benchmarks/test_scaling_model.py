@@ -57,7 +57,8 @@ def _shared_slowly(jobs: list[tuple[int, int]], cores: int) -> list[float]:
         for i in here:
             left[i] -= until * rate
             if left[i] < 1e-9:
-                left[i], ends[i] = 0.0, now
+                left[i] = 0.0
+                ends[i] = now
     return ends
 
 

@@ -31,8 +31,14 @@ def test_the_authors_score_has_no_geometric_mean() -> None:
 
 def test_settings_that_cannot_hold_together_are_both_named() -> None:
     message = expect_refusal(sampling__max_tokens="2000")
-    assert "sampling.max_tokens (2000)" in message
-    assert "engine.max_model_len" in message
+    assert "sampling.max_tokens: responses of 2000 tokens" in message
+    assert "engine.max_model_len (1024)" in message
+
+
+def test_a_context_that_is_too_short_for_a_model_that_thinks_says_what_to_set() -> None:
+    """The length of its responses follows from the model: nobody has set it."""
+    message = expect_refusal(model="Qwen/Qwen3-4B", engine__max_model_len="2048")
+    assert "set the former to 1024 or less, or the latter to 4096 or more" in message
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,10 @@ class Bench:
             directory,
             small_config(cluster__shards="2", engine__count="2", actor__heartbeat_seconds="0.1"),
         )
-        self.context, self.reader = zmq.asyncio.Context(), FrameReader()
-        self.controller, self.actor = (
-            self.context.socket(zmq.ROUTER),
-            self.context.socket(zmq.DEALER),
-        )
+        self.context = zmq.asyncio.Context()
+        self.reader = FrameReader()
+        self.controller = self.context.socket(zmq.ROUTER)
+        self.actor = self.context.socket(zmq.DEALER)
         self.controller.bind(self.job.endpoints.shards)
         self.actor.set(zmq.IDENTITY, b"an actor")
         self.actor.connect(self.job.endpoints.turns[0])

@@ -382,6 +382,17 @@ def test_time_left_ends_with_the_tokens() -> None:
     )
 
 
+def test_time_left_of_updates_without_tokens_follows_the_other_limits() -> None:
+    """No pace of tokens can be told where none were counted."""
+    show = training(updates=4, seconds=5.0)
+    for tokens in ({}, {"training_tokens": None}, {"training_tokens": 100}):
+        for record in show.state.records:
+            record.pop("training_tokens", None)
+            record |= tokens
+        goal = RunSection(max_updates=100, max_tokens=1000)
+        assert time_left(show.state, goal, 20.0) == 96 * 5.0
+
+
 def test_time_left_is_never_negative() -> None:
     assert (
         time_left(

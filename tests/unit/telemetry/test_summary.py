@@ -24,6 +24,7 @@ REQUIRED = {
     "updates",
     "wall_seconds",
     "generated_tokens",
+    "training_tokens",
     "trained_tokens",
     "success_first",
     "success_last",
@@ -71,7 +72,9 @@ def trained_state() -> RunState:
         (
             "learner",
             "update",
-            {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300} | age(1.0, 2),
+            {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300}
+            | {"training_tokens": 500}
+            | age(1.0, 2),
         ),
         ("learner", "dropped", {"dropped_actor_lost": 3}),
         ("learner", "failures", {"actor_lost": "0.1: three of them"}),
@@ -150,6 +153,7 @@ def test_scores_are_those_of_the_last_evaluation() -> None:
 def test_a_token_age_counts_as_often_as_its_tokens() -> None:
     summary = summarize_run(trained_state(), 10.0)
     assert (summary["mean_token_age"], summary["token_age_max"]) == (0.75, 2)
+    assert summary["training_tokens"] == 500
 
 
 def test_tokens_per_success_leaves_evaluation_out() -> None:

@@ -52,7 +52,8 @@ class Bench:
         self.wakes = 0
         append = self.log.append
         self.log.append = lambda frames: self.writes.append(len(frames)) or append(frames)
-        self.router, self.actor = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+        self.router = context.socket(zmq.ROUTER)
+        self.actor = context.socket(zmq.DEALER)
         self.router.bind("inproc://intake")
         self.actor.connect("inproc://intake")
         self.store = EpisodeStore(self.log, self.buffer)

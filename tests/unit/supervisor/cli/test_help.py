@@ -93,6 +93,16 @@ def test_main_answers_every_way_of_asking_for_help(
     assert capsys.readouterr().out.startswith(beginning)
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS.keys() & {n.partition(".")[0] for n in SETTINGS}))
+def test_main_help_on_a_command_with_the_name_of_a_section_shows_both(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command's own help first, as of any other command."""
+    assert main(["--help", name]) == 0
+    said = capsys.readouterr().out
+    assert re.match(rf"usage: .*run\.py {name} ", said) and f"\n\nSettings: {name}\n" in said
+
+
 def test_help_says_which_defaults_are_others_by_recipes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

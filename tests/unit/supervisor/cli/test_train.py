@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from config import ConfigError
+from config import ConfigError, RunSection
 from config.resolve import resolve
-from supervisor.cli.train import check_settings
+from engine.gpus import Gpu
+from supervisor.cli.train import check_settings, double_reached_limits, record_this_start
+from supervisor.cluster import planning
+from telemetry.sinks.starts_file import read_starts
 
 
 @pytest.mark.parametrize(
@@ -24,3 +29,33 @@ def test_check_settings_of_other_processes_in_a_serial_run_refuses(
     """A run of one process refuses what only processes of their own could use."""
     with pytest.raises(ConfigError, match=rf"^{setting}: --serial"):
         check_settings(resolve(None, {setting: value}, serial=True), serial=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "updates", "tokens", "minutes", "options"),
+    [
+        ({"max_updates": 100}, 100, 5000, 9.0, "--updates 200"),
+        ({"max_updates": 0}, 0, 0, 9.0, "--updates 2"),
+        ({"max_tokens": 5000}, 7, 5100, 9.0, "--tokens 10000"),
+        ({"max_tokens": 5000, "max_minutes": 60.0}, 7, 5100, 9.0, "--tokens 10000"),
+        ({"max_tokens": 5000, "max_minutes": 0.5}, 7, 4900, 0.6, "--minutes 1"),
+        ({"max_tokens": 5000, "max_minutes": 9.0}, 7, 5000, 9.0, "--tokens 10000 --minutes 18"),
+    ],
+)
+def test_double_reached_limits_names_those_that_ended_the_run(
+    settings: dict[str, float], updates: int, tokens: int, minutes: float, options: str
+) -> None:
+    """A limit that is far away is left as it is."""
+    summary = {"updates": updates, "training_tokens": tokens, "wall_seconds": 60 * minutes}
+    assert double_reached_limits(RunSection(**settings), summary) == options
+
+
+def test_record_this_start_has_the_gpus_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each one by its name and its memory; the machine is one of vLLM for GPUs."""
+    monkeypatch.setattr(planning, "on_cpu", lambda: False)
+    monkeypatch.setattr(planning, "list_gpus", lambda: 2 * [Gpu("NVIDIA H200", 140 * 2**30)])
+    record_this_start(tmp_path, ["--seed", "1"], ["tiny"], "")
+    (start,) = read_starts(tmp_path)
+    assert start.gpus == 2 * ["NVIDIA H200, 140 GiB"] and start.command.endswith("--seed 1")

@@ -65,6 +65,16 @@ def test_the_ideal_leaves_out_what_waited_for_an_evaluation() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["seconds_wait", "seconds_train", "seconds_publish"])
+def test_ideal_speed_up_leaves_out_updates_without_a_time(name: str) -> None:
+    """A record may lack a number, or have null for one that was none."""
+    records = make_run_records(10, 4, 6, 0.8)
+    bare = {key: value for key, value in records[3].items() if key != name}
+    for odd in (bare, records[3] | {name: None}):
+        assert ideal_speed_up([*records[:3], odd]) == pytest.approx(10 / 6)
+        assert ideal_speed_up([records[2], odd]) is None
+
+
 def test_seeds_are_pooled_with_their_range_and_success_with_its_interval() -> None:
     (row,) = compare_runs(
         [
