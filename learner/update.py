@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from learner.data.batching import (
     minibatches,
     pack_by_length,
 )
+from learner.data.rows import Row, merge_turns, row_length
 from learner.data.samples import TrainingSample
 from learner.losses import LOSSES, NEEDS_OLD_LOG_PROBS, Tokens
 from learner.losses.diagnostics import divergence, token_ages
@@ -127,28 +129,30 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = self.step_scale * learning_rate_at(self._settings, progress)
         trainable = [sample for sample in samples if sample.trained_tokens]
-        batches = minibatches(trainable, self._settings.minibatches, self.rng)
+        rows = merge_turns(trainable)
+        batches = minibatches(rows, self._settings.minibatches, self.rng)
         steps = [self._step(batch) for batch in batches]
         metrics = _sample_metrics(trainable) | self._step_metrics(steps)
+        metrics["turns_per_row"] = len(trainable) / max(1, len(rows))
         if self.critic is not None and samples:
             metrics |= self.critic.fit(samples)
         return metrics | self._token_metrics(steps)
 
     # --- one optimizer step
 
-    def _step(self, samples: Sequence[TrainingSample]) -> _Step:
+    def _step(self, rows: Sequence[Row]) -> _Step:
         """Make one optimizer step on a mini-batch.
 
         Its loss is one sum over one denominator, whatever the micro-batches are.
         """
         s = self._settings
         everything = s.kl_coef > 0 or s.entropy_coef > 0
-        batches = list(microbatches(samples, s.microbatch_tokens, everything=everything))
+        batches = list(microbatches(rows, s.microbatch_tokens, everything=everything))
         by_batch = self._backward(batches)
         arrays = {name: _concatenate(name, by_batch) for name in TOKEN_STATS}
         masked = int((arrays["kept"] == 0).sum())
         masked_turns = sum(int(values["masked_turns"]) for values in by_batch)
-        denominator = self._denominator(samples, masked, masked_turns)
+        denominator = self._denominator(list(chain(*rows)), masked, masked_turns)
         step = _Step(
             loss=float(arrays.pop("loss").sum()) / denominator,
             padding=sum(batch.padding for batch in batches),
@@ -249,25 +253,20 @@ class Updater:
 
     def _with_old_log_probs(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """Add the log-probs of the policy as it is before the update."""
-        packs = list(
-            pack_by_length(
-                range(len(samples)), lambda i: samples[i].length, self._settings.microbatch_tokens
-            )
-        )
+        rows = merge_turns(samples)
+        budget = self._settings.microbatch_tokens
+        packs = list(pack_by_length(range(len(rows)), lambda i: row_length(rows[i]), budget))
         computed = []
         for indices, counts in self.ranks.shard(packs):
             with torch.no_grad():
-                log_pi, _ = self._policy(collate([samples[i] for i in indices]), self._temperature)
+                log_pi, _ = self._policy(collate([rows[i] for i in indices]), self._temperature)
             if counts:
                 computed.append(log_pi.cpu().numpy())
-        annotated = list(samples)
         for indices, log_pi in zip(packs, self.ranks.gather(computed, len(packs)), strict=True):
-            ends = np.cumsum([samples[i].trained_tokens for i in indices])[:-1]
-            for i, values in zip(indices, np.split(log_pi, ends), strict=True):
-                log_prox = np.zeros(len(samples[i].mask), dtype=np.float32)
-                log_prox[samples[i].mask] = values
-                annotated[i] = replace(samples[i], log_prox=log_prox)
-        return annotated
+            values = iter(np.split(log_pi, _ends_of_turns([rows[i] for i in indices])))
+            for i in indices:
+                rows[i] = [_with_log_prox(sample, next(values)) for sample in rows[i]]
+        return list(chain(*rows))
 
     # --- figures
 
@@ -358,9 +357,21 @@ def _tokens_of(batch: MicroBatch, log_pi: Tensor) -> Tokens:
         batch.log_mu.to(device),
         log_prox,
         batch.advantage.to(device),
-        batch.rows.to(device),
-        turns=len(batch.tokens),
+        batch.turn.to(device),
+        turns=batch.turns,
     )
+
+
+def _ends_of_turns(rows: Sequence[Row]) -> np.ndarray:
+    """Return where the trained tokens of each turn but the last one end."""
+    return np.cumsum([sample.trained_tokens for sample in chain(*rows)])[:-1]
+
+
+def _with_log_prox(sample: TrainingSample, trained: np.ndarray) -> TrainingSample:
+    """Add log-probs of the trained tokens."""
+    log_prox = np.zeros(len(sample.mask), dtype=np.float32)
+    log_prox[sample.mask] = trained
+    return replace(sample, log_prox=log_prox)
 
 
 def _sample_metrics(trainable: Sequence[TrainingSample]) -> dict[str, float]:

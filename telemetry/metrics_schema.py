@@ -329,6 +329,12 @@ METRICS: dict[str, Metric] = {
         "value",
         "Turns that went through the model: the others have no advantage",
     ),
+    "turns_per_row": Metric(
+        "1",
+        "learner",
+        "value",
+        "Turns in a row of the learner: more than 1 where prompts go on where the last turn ended",
+    ),
     "padding_share": Metric("share", "learner", "value", "Computed positions that were padding"),
     "advantage_std": Metric(
         "1", "learner", "value", "Standard deviation of the advantages over turns"

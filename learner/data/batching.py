@@ -1,4 +1,4 @@
-"""From samples to random mini-batches, and to padded micro-batches for the model."""
+"""From rows of samples to random mini-batches, and to padded micro-batches for the model."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from learner.data.rows import Row, row_length
 from learner.data.samples import TrainingSample
 
 Item = TypeVar("Item")
@@ -26,6 +27,8 @@ class MicroBatch:
     tokens: Tensor  # int64 [B, S]
     rows: Tensor  # int64 [N]
     columns: Tensor  # int64 [N], at least 1: token (row, column) is predicted at (row, column - 1)
+    turn: Tensor  # int64 [N], 0 ... turns - 1: the sample of each token
+    turns: int
     log_mu: Tensor  # float32 [N]
     log_prox: Tensor | None  # float32 [N], where the samples have it
     advantage: Tensor  # float32 [N]
@@ -33,34 +36,27 @@ class MicroBatch:
     padding: int  # columns, over all rows, that hold no token
 
 
-def minibatches(
-    samples: Sequence[TrainingSample], count: int, rng: np.random.Generator
-) -> list[list[TrainingSample]]:
-    """Shuffle samples into `count` mini-batches of nearly equal size.
+def minibatches(rows: Sequence[Row], count: int, rng: np.random.Generator) -> list[list[Row]]:
+    """Shuffle rows into `count` mini-batches of nearly equal size.
 
-    There are fewer if there are fewer samples.
+    There are fewer if there are fewer rows.
     """
-    if not samples:
+    if not rows:
         return []
-    order = rng.permutation(len(samples))
-    by_batch = np.array_split(order, min(count, len(samples)))
-    return [[samples[i] for i in indices] for indices in by_batch]
+    order = rng.permutation(len(rows))
+    by_batch = np.array_split(order, min(count, len(rows)))
+    return [[rows[i] for i in indices] for indices in by_batch]
 
 
 def microbatches(
-    samples: Sequence[TrainingSample], token_budget: int, *, everything: bool = False
+    rows: Sequence[Row], token_budget: int, *, everything: bool = False
 ) -> Iterator[MicroBatch]:
     """Make micro-batches of the samples that need compute, or of all."""
-    chosen = [sample for sample in samples if everything or sample.needs_compute]
-    for packed in pack_samples(chosen, token_budget):
+    if not everything:
+        needed = ([sample for sample in row if sample.needs_compute] for row in rows)
+        rows = [row for row in needed if row]
+    for packed in pack_by_length(rows, row_length, token_budget):
         yield collate(packed)
-
-
-def pack_samples(
-    samples: Sequence[TrainingSample], token_budget: int
-) -> Iterator[list[TrainingSample]]:
-    """Pack samples by their length, as `pack_by_length` does."""
-    return pack_by_length(samples, lambda sample: sample.length, token_budget)
 
 
 def pack_by_length(
@@ -88,32 +84,30 @@ def pack_by_length(
         yield ordered[start:end]
 
 
-def collate(samples: Sequence[TrainingSample]) -> MicroBatch:
-    """Make one micro-batch of all the samples. Padding is token 0; nothing attends to it."""
-    width = max(sample.length for sample in samples)
-    tokens = np.zeros((len(samples), width), dtype=np.int64)
-    rows = []
-    columns = []
-    for row, sample in enumerate(samples):
-        start = len(sample.prompt)
-        tokens[row, :start] = sample.prompt
-        tokens[row, start : sample.length] = sample.response
-        trained = np.flatnonzero(sample.mask)
-        rows.append(np.full(len(trained), row, dtype=np.int64))
-        columns.append(start + trained)
+def collate(rows: Sequence[Row]) -> MicroBatch:
+    """Make one micro-batch of all the rows. Padding is token 0; nothing attends to it."""
+    samples = [sample for row in rows for sample in row]
+    tokens = np.zeros((len(rows), max(map(row_length, rows))), dtype=np.int64)
+    for row, last in zip(tokens, (row[-1] for row in rows), strict=True):
+        row[: len(last.prompt)] = last.prompt
+        row[len(last.prompt) : last.length] = last.response
     counts = [sample.trained_tokens for sample in samples]
+    row_of_sample = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    columns = np.concatenate([len(one.prompt) + np.flatnonzero(one.mask) for one in samples])
     log_mu = np.concatenate([sample.log_mu[sample.mask] for sample in samples])
     advantage = np.repeat([sample.advantage for sample in samples], counts)
     age = np.concatenate([sample.age[sample.mask] for sample in samples])
     return MicroBatch(
         tokens=torch.from_numpy(tokens),
-        rows=torch.from_numpy(np.concatenate(rows)),
-        columns=torch.from_numpy(np.concatenate(columns)),
+        rows=torch.from_numpy(np.repeat(row_of_sample, counts)),
+        columns=torch.from_numpy(columns),
+        turn=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        turns=len(samples),
         log_mu=torch.from_numpy(log_mu.astype(np.float32)),
         log_prox=_collate_log_prox(samples),
         advantage=torch.from_numpy(advantage.astype(np.float32)),
         age=torch.from_numpy(age.astype(np.int64)),
-        padding=tokens.size - sum(sample.length for sample in samples),
+        padding=tokens.size - sum(map(row_length, rows)),
     )
 
 

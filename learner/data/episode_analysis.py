@@ -58,6 +58,6 @@ def _score_response(
     values = np.full(len(sample.mask), nan)
     if sample.mask.any():
         with torch.no_grad():
-            log_pi, _ = log_probs(policy, collate([sample]), temperature)
+            log_pi, _ = log_probs(policy, collate([[sample]]), temperature)
         values[sample.mask] = log_pi.numpy()
     return values

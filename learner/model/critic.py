@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
 
 from learner.data.batching import pack_by_length
+from learner.data.rows import merge_turns
 from learner.data.samples import TrainingSample
 from learner.model.sharding import Policy
 from learner.ranks import Ranks
@@ -43,19 +45,21 @@ class Critic:
         self, policy: Policy, samples: Sequence[TrainingSample], token_budget: int, ranks: Ranks
     ) -> list[TrainingSample]:
         """Add to samples the value of the state they begin in, and the features it comes from."""
+        rows = merge_turns(samples)
         packs = list(
-            pack_by_length(range(len(samples)), lambda i: len(samples[i].prompt), token_budget)
+            pack_by_length(range(len(rows)), lambda i: len(rows[i][-1].prompt), token_budget)
         )
         computed = []
         for indices, counts in ranks.shard(packs):
-            features = policy.state_features([samples[i].prompt for i in indices]).cpu().numpy()
+            prompts = [[sample.prompt for sample in rows[i]] for i in indices]
+            features = policy.state_features(prompts).cpu().numpy()
             if counts:
                 computed.append(features)
-        annotated = list(samples)
         for indices, features in zip(packs, ranks.gather(computed, len(packs)), strict=True):
-            for i, feature, value in zip(indices, features, self._values(features), strict=True):
-                annotated[i] = replace(samples[i], features=feature, value=value)
-        return annotated
+            known = zip(features, self._values(features), strict=True)
+            for i in indices:
+                rows[i] = [_with_features(sample, *next(known)) for sample in rows[i]]
+        return list(chain(*rows))
 
     def _values(self, features: np.ndarray) -> list[float]:
         with torch.no_grad():
@@ -104,3 +108,7 @@ class Critic:
                 "param_groups": self.optimizer.state_dict()["param_groups"],
             }
         )
+
+
+def _with_features(sample: TrainingSample, features: np.ndarray, value: float) -> TrainingSample:
+    return replace(sample, features=features, value=value)

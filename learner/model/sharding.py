@@ -50,17 +50,19 @@ class Policy(nn.Module):
             precision=self._precision,
         )
 
-    def state_features(self, prompts: Sequence[np.ndarray]) -> Tensor:
-        """Return the last hidden state [B, hidden] at the last token of each prompt.
+    def state_features(self, prompts: Sequence[Sequence[np.ndarray]]) -> Tensor:
+        """Return the last hidden state [N, hidden] at the last token of each of N prompts.
 
-        It has no gradient.
+        A row has some of them, each of which begins with the one before. It has no gradient.
         """
-        tokens = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
-        for row, prompt in zip(tokens, prompts, strict=True):
+        longest = [row[-1] for row in prompts]
+        tokens = np.zeros((len(longest), max(map(len, longest))), dtype=np.int64)
+        for row, prompt in zip(tokens, longest, strict=True):
             row[: len(prompt)] = prompt
         device = next(self.model.parameters()).device
-        rows = torch.arange(len(prompts), device=device)
-        ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
+        counts = [len(row) for row in prompts]
+        rows = torch.from_numpy(np.repeat(np.arange(len(prompts)), counts)).to(device)
+        ends = torch.tensor([len(one) - 1 for row in prompts for one in row], device=device)
         with torch.no_grad():
             return final_hidden(
                 self.model, torch.from_numpy(tokens).to(device), rows, ends, self._precision

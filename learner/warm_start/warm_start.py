@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from config import Config, WarmStartSection
 from config.options import this_command
 from learner.data.batching import microbatches
+from learner.data.rows import merge_turns
 from learner.data.samples import TrainingSample
 from learner.model.policy import log_probs
 from learner.warm_start.demonstrations import NoDemonstrations, TurnTokenizer, play_tasks
@@ -170,7 +171,7 @@ def imitate_batch(
     """
     denominator = sum(sample.trained_tokens for sample in samples)
     total = 0.0
-    for batch in microbatches(samples, MICROBATCH_TOKENS):
+    for batch in microbatches(merge_turns(samples), MICROBATCH_TOKENS):
         log_pi, _ = log_probs(model, batch, temperature=1.0, precision=precision)
         loss = -log_pi.sum() / denominator
         loss.backward()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from config import MisLoss
+from config import GaeAlgorithm, MisLoss
 from learner.data.batching import collate
 from learner.data.samples import TrainingSample, build_samples
 from learner.losses import LOSSES
@@ -15,7 +15,7 @@ from learner.model import qwen3
 from learner.model.policy import final_hidden, load_policy, log_probs
 from learner.update import Updater, learning_rate_at, training_fraction
 from learner.warm_start.tiny import build_random_model, build_tiny, train_tokenizer
-from tests.fixtures.learner import TURNS, make_loss, random_group, small_config
+from tests.fixtures.learner import TURNS, make_loss, random_conversation, random_group, small_config
 
 CONFIG = small_config()
 VOCABULARY = 300
@@ -61,7 +61,7 @@ def replaced(sample: TrainingSample, **fields) -> TrainingSample:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_the_whole_model(model, temperature):
     samples = batch()[:5]
-    micro = collate(samples)
+    micro = collate([[one] for one in samples])
     log_pi, entropy = log_probs(model, micro, temperature)
     expected = []
     expected_entropy = []
@@ -102,6 +102,59 @@ def test_micro_batch_size_does_not_change_the_gradient(model, settings):
             torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6)
 
 
+def conversations(seed=0) -> list[TrainingSample]:
+    rng = np.random.default_rng(seed)
+    return [turn for _ in range(4) for turn in random_conversation(rng, VOCABULARY)]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"loss": make_loss(name)} for name in LOSSES),
+        {"loss_reduction": "turn"},
+        {"loss_reduction": "constant"},
+        {"kl_coef": 0.5},
+        {"entropy_coef": 0.1},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_merged_turns_have_the_gradient_of_turns_by_themselves(model, settings):
+    """A conversation in one row has the gradient and the figures of a row a turn.
+
+    Backwards, no prompt goes on where the turn before it ended, so that nothing is merged.
+    """
+    merged = updater(model, minibatches=1, **settings)
+    alone = updater(model, minibatches=1, **settings)
+    turns = conversations()
+    expected = gradients_of(alone, alone.annotate(turns[::-1]))
+    for name, gradient in gradients_of(merged, merged.annotate(turns)).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_update_of_merged_turns_has_the_figures_of_turns_by_themselves(model):
+    turns = conversations()
+    merged = updater(model, minibatches=1).update(turns)
+    alone = updater(model, minibatches=1).update(turns[::-1])
+    assert merged.pop("turns_per_row") == 3
+    assert alone.pop("turns_per_row") == 1
+    for name in ("padding_share",):  # of other rows
+        del merged[name], alone[name]
+    assert merged == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["gae", "vtrace"])
+def test_merged_turns_have_the_values_and_old_log_probs_of_turns_alone(model, estimator):
+    settings: dict = {"algorithm": GaeAlgorithm(), "loss": make_loss("decoupled")}
+    if estimator == "vtrace":
+        settings["loss"] = make_loss("vtrace")
+    u = updater(model, **settings)
+    turns = conversations()
+    for found, expected in zip(u.annotate(turns), u.annotate(turns[::-1])[::-1], strict=True):
+        np.testing.assert_allclose(found.log_prox, expected.log_prox, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.features, expected.features, rtol=1e-4, atol=1e-5)
+        assert found.prompt is expected.prompt
+
+
 def test_layers_without_kept_activations_have_the_same_gradient(tmp_path):
     build_tiny(tmp_path / "policy", CONFIG.model.tiny, TURNS, seed=0)
     models = [load_policy(tmp_path / "policy", gradient_checkpointing=on) for on in (False, True)]
@@ -120,7 +173,7 @@ def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatc
     """
     if not own_forward:
         monkeypatch.setattr(qwen3, "applies_to", lambda _: False)
-    micro = collate(batch())
+    micro = collate([[one] for one in batch()])
     u = updater(model, precision="bfloat16")
     with torch.no_grad():
         seen = final_hidden(u.model, micro.tokens, micro.rows, micro.columns - 1, "bfloat16")
@@ -258,7 +311,7 @@ def test_the_proximal_policy_is_that_of_the_start_of_the_update(model):
     assert change(ends[0].model, ends[1].model) < 2e-5
     moved = ends[0]
     for sample in moved.annotate(batch()):
-        log_pi, _ = log_probs(moved.model, collate([sample]), 1.0)
+        log_pi, _ = log_probs(moved.model, collate([[sample]]), 1.0)
         np.testing.assert_allclose(
             sample.log_prox[sample.mask], log_pi.detach().numpy(), rtol=1e-4, atol=1e-5
         )
@@ -323,7 +376,7 @@ def test_learning_rate_zero_moves_nothing_and_divergence_is_of_the_data(model):
     """Invariant 7: samples drawn by this very policy have a ratio of 1, before and after."""
     samples = []
     for s in batch():
-        micro = collate([replaced(s, mask=np.ones(len(s.mask), bool))])
+        micro = collate([[replaced(s, mask=np.ones(len(s.mask), bool))]])
         log_pi, _ = log_probs(model, micro, 1.0)
         samples.append(
             replaced(
@@ -344,8 +397,8 @@ def test_learning_rate_zero_moves_nothing_and_divergence_is_of_the_data(model):
 
 def test_update_raises_the_likelihood_of_what_was_good(model):
     samples = [replaced(s, advantage=1.0 if i % 2 else -1.0) for i, s in enumerate(batch())]
-    good = collate(samples[1::2])
-    bad = collate(samples[::2])
+    good = collate([[one] for one in samples[1::2]])
+    bad = collate([[one] for one in samples[::2]])
     u = updater(model, learning_rate=1e-3)
     before = margin(u.model, good, bad)
     u.update(samples)

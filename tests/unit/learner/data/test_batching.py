@@ -48,7 +48,7 @@ def replace_turn(group, **changes):
 @given(st.lists(samples(), min_size=1, max_size=12), st.integers(8, 120))
 def test_microbatches_hold_every_trained_token_once(batch, budget):
     seen = []
-    for micro in microbatches(batch, budget):
+    for micro in microbatches([[sample] for sample in batch], budget):
         assert micro.tokens.numel() <= budget or len(micro.tokens) == 1
         picked = micro.tokens[micro.rows, micro.columns]
         seen += zip(
@@ -83,7 +83,7 @@ def test_no_other_parts_of_the_items_in_order_have_less_padding(lengths, budget)
 
 @given(st.lists(samples(), min_size=1, max_size=6))
 def test_collate_pads_on_the_right(batch):
-    micro = collate(batch)
+    micro = collate([[sample] for sample in batch])
     for row, sample in zip(micro.tokens.numpy(), batch, strict=True):
         np.testing.assert_array_equal(
             row[: sample.length], np.concatenate([sample.prompt, sample.response])

@@ -97,7 +97,7 @@ def test_the_engine_gets_the_policy_that_is_trained(job: Job) -> None:
     training = begun(job)
     training.update(groups(0))
     engine = load_policy(checkpointed(training))
-    batch = collate(samples())
+    batch = collate([[one] for one in samples()])
     with torch.no_grad():
         trained, _ = log_probs(training.model, batch, 1.0)
         merged, _ = log_probs(engine, batch, 1.0)

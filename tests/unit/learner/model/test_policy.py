@@ -108,6 +108,8 @@ def test_log_probs_are_those_of_the_models_own_forward_pass_without_its_dropout(
         tokens,
         rows,
         columns,
+        turn=rows,
+        turns=3,
         log_mu=zeros,
         log_prox=None,
         advantage=zeros,

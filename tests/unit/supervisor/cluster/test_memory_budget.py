@@ -122,6 +122,8 @@ def kept_bytes(model: Qwen3ForCausalLM, precision: str, rows: int, columns: int)
         tokens=torch.zeros(rows, columns, dtype=torch.int64),
         rows=one,
         columns=one,
+        turn=one,
+        turns=2,
         log_mu=torch.zeros(1),
         log_prox=None,
         advantage=torch.zeros(1),
