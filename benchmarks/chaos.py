@@ -132,7 +132,7 @@ class Run:
         trajectories = free_port(port=first + SHARDS, setting="learner.port")
         self._ports = {"controller.port": str(first), "learner.port": str(trajectories)}
         self.proxy = Proxy(ELSEWHERE, "127.0.0.1", [*range(first, first + SHARDS), trajectories])
-        self.process: subprocess.Popen | None = None
+        self._process: subprocess.Popen | None = None
         self._fleet: subprocess.Popen | None = None
 
     def start(self) -> None:
@@ -147,7 +147,7 @@ class Run:
         if (self.directory / "config.toml").exists():
             how = ["--resume", str(self.directory)]
         settings = [f"--{name}={value}" for name, value in (SETTINGS | self._ports).items()]
-        self.process = self._run(*how, *settings)
+        self._process = self._run(*how, *settings)
         if self._fleet is None or self._fleet.poll() is not None:
             address = f"tcp://{ELSEWHERE}:{self._ports['controller.port']}"
             joins = ["--connect", address, "--actors", str(ACTORS_ELSEWHERE), "--wait", "3600"]
@@ -167,9 +167,9 @@ class Run:
 
     def close(self) -> None:
         """End the run, if it has not ended, the actors from elsewhere, and the proxy."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
         if self._fleet is not None:
             self._fleet.terminate()
             self._fleet.wait(ENDING)
@@ -178,6 +178,12 @@ class Run:
     def log_tail(self) -> str:
         """The end of what the run has printed."""
         return self._output.read_text(errors="replace")[-3000:]
+
+    @property
+    def process(self) -> subprocess.Popen:
+        """The run's first process, once it was started."""
+        assert self._process is not None, "the run was not started"
+        return self._process
 
     @property
     def ended(self) -> bool:
@@ -252,7 +258,7 @@ class Report:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.chaos", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.chaos", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
         "--minutes", type=float, default=10.0, help="how long (default %(default)g)"
@@ -385,7 +391,9 @@ def judge(run: Run, report: Report) -> dict:
     """The figures, by the log and the last checkpoint."""
     played = [decode(frame) for _, _, frame in read_records(run.directory / "episodes")]
     copies = Counter(t.key for t in played if isinstance(t, Trajectory) and not t.key.evaluation)
-    intake = read_state(latest(run.directory)).intake
+    newest = latest(run.directory)
+    assert newest is not None, "the run has left no checkpoint"
+    intake = read_state(newest).intake
     trained = [*range(intake.next_group), *intake.trained_ahead]
     there = {(key.group, key.member) for key in copies}
     updates = run.updates()

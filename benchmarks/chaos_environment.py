@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.load_environment import Waiting, Waits
-from envs.base import Observation, StepResult
+from envs.base import Observation, Split, StepResult
 from envs.view import AgentView
 
 NAME = "benchmark-chaos"
@@ -61,8 +61,8 @@ class Unlucky(Waits):
 
     name = NAME
 
-    def start(self, *task: object) -> UnluckyEpisode:
-        return UnluckyEpisode(super().start(*task))
+    def start(self, split: Split, index: int, seed: int) -> UnluckyEpisode:
+        return UnluckyEpisode(super().start(split, index, seed))
 
     def prompt(self, view: AgentView) -> str:
         if befalls("slow prompt"):

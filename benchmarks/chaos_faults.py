@@ -37,10 +37,12 @@ FILLING_BYTES = (1 << 20, 1 << 12, 1)
 class Stricken(Protocol):
     """Target of the faults: a run, and what it stands on."""
 
-    process: subprocess.Popen
     misfortunes: Path
     disk: Path | None
     proxy: Proxy
+
+    @property
+    def process(self) -> subprocess.Popen: ...
 
     def processes(self, victim: str) -> list[psutil.Process]: ...
 

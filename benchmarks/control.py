@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import tempfile
@@ -269,7 +270,7 @@ async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) ->
 
 
 def _send_frames(endpoint: str, engines: int, rows: int, count: int) -> None:
-    die_with(multiprocessing.parent_process().pid)
+    die_with(os.getppid())
     rng = np.random.default_rng(0)
     frames = [encode(_frame(step, rows, rng)) for step in range(count)]
     context = zmq.Context()
@@ -387,7 +388,7 @@ async def _report(
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.control", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.control", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--quick", action="store_true", help="under a minute, at 16 streams")
     parser.add_argument("--streams", default="", help="turns at once, such as 1,16,64,256")

@@ -57,7 +57,7 @@ class Cell:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.corrections", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.corrections", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("dir", type=Path, help="where results.jsonl and what is under way are kept")
     parser.add_argument("--staleness", default="0,1,2,4,8", help="versions (default %(default)s)")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import multiprocessing
+import os
 import random
 import socket
 import time
@@ -26,6 +27,7 @@ from envs.alfworld.reference import TextWorldGame, draw_command, missing_package
 from envs.base import Environment
 from envs.play import play_expert_episode, start_episode
 from envs.registry import make_environment
+from envs.search.environment import Search
 from protocol.lifetime import die_with
 from supervisor.endpoints import free_port
 
@@ -102,7 +104,7 @@ def _memory_of_a_fork(environment: Environment) -> float:
     receiver, sender = context.Pipe(duplex=False)
 
     def play() -> None:
-        die_with(multiprocessing.parent_process().pid)
+        die_with(os.getppid())
         for number in range(50):
             play_expert_episode(environment, "train", number, random.Random(number))
         sender.send(_private_megabytes())
@@ -151,7 +153,7 @@ def _skyrl_speed() -> tuple[float, float]:
     port = free_port()
 
     def serve() -> None:
-        die_with(multiprocessing.parent_process().pid)
+        die_with(os.getppid())
         web.run_app(
             build_app(BM25Index(load_passages())),
             host="127.0.0.1",
@@ -164,6 +166,7 @@ def _skyrl_speed() -> tuple[float, float]:
     server.start()
     _wait_for(port)
     environment = make_environment("search")
+    assert isinstance(environment, Search)
     step_seconds = reset_seconds = 0.0
     steps = episodes = 0
     while step_seconds < SECONDS:

@@ -11,17 +11,19 @@ status is not 0. In the suite, hypothesis does the same without a guide.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 MAX_BYTES = 4096
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.fuzz", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--seconds", type=int, default=60, help="how long (default %(default)s)")
     parser.add_argument(
@@ -30,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
         sys.exit("error: atheris is not installed: pip install -e '.[fuzz]'")
-    import atheris
+    atheris: Any = importlib.import_module("atheris")
 
     with atheris.instrument_imports(include=["protocol"]):
         from protocol import codec, messages

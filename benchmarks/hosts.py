@@ -58,12 +58,13 @@ class Host:
                 inside,
                 *map(str, far),
             ]
-            tied = {"preexec_fn": dying_with_parent()}
             cable = stack.enter_context(
-                subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, **tied)
+                subprocess.Popen(
+                    command, cwd=ROOT, stdout=subprocess.PIPE, preexec_fn=dying_with_parent()
+                )
             )
             stack.callback(cable.kill)
-            if cable.stdout.readline() != b"ready\n":
+            if cable.stdout is None or cable.stdout.readline() != b"ready\n":
                 raise NotPermitted("no network devices of programs (/dev/net/tun)")
             _ip("link", "set", inside, "netns", name)
         _ip("link", "set", self._outside, "master", bridge, "up")

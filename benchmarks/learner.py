@@ -119,7 +119,11 @@ def update(
 ) -> Run:
     """The learner's whole update."""
     updater = Updater(model, settings, 1.0, seed=0)
-    return lambda: updater.update(turns) and None
+
+    def run() -> None:
+        updater.update(turns)
+
+    return run
 
 
 def dense(turns: Sequence[TrainingSample]) -> list[TrainingSample]:
@@ -215,7 +219,7 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.learner", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.learner", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
         "--model",

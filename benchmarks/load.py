@@ -233,16 +233,21 @@ class Load:
         while True:
             _, message, _ = await listener.receive()
             assert isinstance(message, Stats)
+            numbers = {
+                name: value
+                for name, value in message.values.items()
+                if isinstance(value, float | int)
+            }
             if message.event in ("update", "dropped"):
                 self._dropped += sum(
-                    value for name, value in message.values.items() if name.startswith("dropped_")
+                    value for name, value in numbers.items() if name.startswith("dropped_")
                 )
             if message.event == "update":
-                self._gauges["update"] = message.values["update"]
+                self._gauges["update"] = numbers["update"]
             elif message.event == "gauge":
                 self._gauges |= {
                     f"{name}_learner" if name == "loop_lag" else name: value
-                    for name, value in message.values.items()
+                    for name, value in numbers.items()
                 }
 
 
@@ -272,7 +277,7 @@ def children_of(pid: int) -> set[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.load", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.load", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--actors", type=int, default=256, help="processes (default %(default)s)")
     parser.add_argument(

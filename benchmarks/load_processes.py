@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import torch
@@ -49,7 +50,7 @@ class Noise(Generator):
     Everything else is the fake engine's: requests, sampling, signals, weights.
     """
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._rows = torch.randn(64, self.vocabulary)
 
@@ -129,10 +130,10 @@ class WaitingHost(TrainingHost):
 
     def __init__(self, job: Job, stall: float) -> None:
         super().__init__(job, Ranks(), open_instruments(job))
-        self._stand_in = Training(job, stall)
+        self.stand_in: Any = Training(job, stall)
 
     async def start(self, report: ReportProgress) -> None:
-        self.training = self._stand_in
+        self.training = self.stand_in
 
 
 async def learn(job: Job, stall: float) -> None:
@@ -146,7 +147,7 @@ async def learn(job: Job, stall: float) -> None:
         figures = {
             "episodes": counts.episodes,
             "turns": counts.turns,
-            "stall": host.training.stalled,
+            "stall": host.stand_in.stalled,
         }
         (Path(job.run_dir) / INTAKE).write_text(json.dumps(figures))
         context.term()
@@ -159,7 +160,7 @@ async def serve(job: Job) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     engine = FakeEngine(
         job.model_dir,
-        port=urlsplit(job.endpoints.engines[0]).port,
+        port=urlsplit(job.endpoints.engines[0]).port or 0,
         signals=job.endpoints.signals[0],
     )
     await engine.start()

@@ -52,7 +52,7 @@ CONDITIONS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.network", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.network", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--updates", type=int, default=6, help="of each run (default %(default)s)")
     parser.add_argument(

@@ -51,7 +51,7 @@ class Outcome:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.order", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.order", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--updates", type=int, default=400, help="default %(default)s")
     parser.add_argument(

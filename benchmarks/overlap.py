@@ -49,7 +49,7 @@ HIDDEN_SIZE = 256
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.overlap", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.overlap", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("dir", type=Path, help="where the sweep is kept")
     parser.add_argument(

@@ -56,6 +56,7 @@ def measure(size_bytes: int, directory: Path) -> dict[str, float]:
     """Return the seconds of each stage."""
     written, shapes = _write(size_bytes, directory)
     path = written.path
+    assert path is not None, "weights were not written to a file"
     identity, checking = _time(lambda: check_file(path, written.checksum))
     held = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
@@ -106,7 +107,7 @@ def report(seconds: dict[str, float], size_bytes: int, console: Console) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.publication", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.publication", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--gigabytes", type=float, default=4.0, help="size of the file, in GiB")
     parser.add_argument("--directory", type=Path, help="where it is written (default: /dev/shm)")

@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.report", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--updates", type=int, default=1000, help="default %(default)s")
     parser.add_argument("--episodes", type=int, default=100_000, help="default %(default)s")

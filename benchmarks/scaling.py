@@ -99,7 +99,7 @@ def assumed(costs: Costs) -> Engine:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.scaling", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("dir", type=Path, help="where costs.json, runs.json and policies are kept")
     parser.add_argument(
@@ -130,7 +130,8 @@ def study(directory: Path, console: Console) -> dict:
     measured = runs[MEASURED[0]]
     costs = costs_of(
         engine_figures(directory, console),
-        *(runs[case] for case in MEASURED),
+        runs[MEASURED[0]],
+        runs[MEASURED[1]],
         token_microseconds(directory) / 1e6,
     )
     console.print(costs_table(costs, measured))

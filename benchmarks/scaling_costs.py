@@ -28,6 +28,7 @@ from learner.data.episode_log import read_records
 from protocol.arrays import INT32
 from protocol.codec import decode
 from protocol.lifetime import dying_with_parent
+from protocol.messages import Trajectory
 
 STREAMS = (1, 4, 16, 64)
 PROMPTS = (64, 256)
@@ -160,12 +161,12 @@ def _prompt_tokens(directory: Path) -> dict[str, float]:
     except (OSError, msgspec.MsgspecError):
         return {}
     names = {"vllm:prompt_tokens_total": "prompt", "vllm:prefix_cache_hits_total": "cached"}
-    found: Counter[str] = Counter()
+    found = dict.fromkeys(names.values(), 0.0)
     for line in lines:
         name = names.get(line.partition("{")[0])
         if name is not None:
             found[name] += float(line.rpartition(" ")[2])
-    return dict(found)
+    return found
 
 
 def _observed(directory: Path, samples: list[tuple[float, dict[str, float]]]) -> Observed:
@@ -208,6 +209,7 @@ def _played(directory: Path) -> tuple[list[int], list[int]]:
     responses = []
     for _, _, frame in read_records(directory / "episodes"):
         episode = decode(frame)
+        assert isinstance(episode, Trajectory)
         if not episode.key.evaluation and episode.drop_reason is None:
             turns.append(len(episode.turns))
             responses += [

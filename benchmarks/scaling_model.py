@@ -329,7 +329,7 @@ class Run:
                 yield self._published
                 batch = self._groups[number * groups : (number + 1) * groups]
             yield self._env.all_of(batch)
-            turns = sum(group.value for group in batch)
+            turns = sum(group.value or 0 for group in batch)
             yield self._learner.do(self._costs.train_turn * turns)
             self._published = self._env.process(self._publish())
             at.append(self._meters())

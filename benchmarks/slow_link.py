@@ -56,7 +56,8 @@ def carry(left: int, right: int, delay: float, chance: random.Random, loss: floa
 
 
 if __name__ == "__main__":
-    files = [device(name) for name in sys.argv[1:3]]
+    left = device(sys.argv[1])
+    right = device(sys.argv[2])
     delay, loss = map(float, sys.argv[3:5])
     print("ready", flush=True)
-    carry(*files, delay, random.Random(int(sys.argv[5]) if len(sys.argv) > 5 else 0), loss)
+    carry(left, right, delay, random.Random(int(sys.argv[5]) if len(sys.argv) > 5 else 0), loss)

@@ -12,18 +12,21 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from protocol.lifetime import dying_with_parent
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "results.jsonl"
 """A line for each cell: its fields, and what it brought."""
 
-Cell = TypeVar("Cell")
+Cell = TypeVar("Cell", bound="DataclassInstance")
 """A frozen dataclass: what a run of the study differs in from the others."""
 
 
@@ -70,7 +73,7 @@ def results(directory: Path, kind: type[Cell]) -> dict[Cell, dict]:
     return {kind(**{name: line[name] for name in names}): line for line in lines}
 
 
-def keep(directory: Path, cell: Cell, outcome: dict) -> None:
+def keep(directory: Path, cell: DataclassInstance, outcome: dict) -> None:
     """Write down what a cell has brought."""
     with (directory / RESULTS).open("a") as file:
         file.write(json.dumps(asdict(cell) | outcome) + "\n")

@@ -160,7 +160,7 @@ def report(found: dict[str, dict[str, list[Speed]]], console: Console) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.transport", description=__doc__.splitlines()[0]
+        prog="python -m benchmarks.transport", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
         "--repeats", type=int, default=0, help="rounds of all ways (default 7, with --quick 1)"

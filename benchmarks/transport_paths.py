@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -142,14 +143,14 @@ def run(
 
 
 def _learn(learner: Callable[[Work, Connection], None], work: Work, parent: Connection) -> None:
-    die_with(multiprocessing.parent_process().pid)
+    die_with(os.getppid())
     started = time.process_time()
     learner(work, parent)
     parent.send(time.process_time() - started)
 
 
 def _act(actor: Callable[[Work, int], Clock], work: Work, port: int, parent: Connection) -> None:
-    die_with(multiprocessing.parent_process().pid)
+    die_with(os.getppid())
     parent.send(actor(work, port))
 
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from typing import Any
 
 import ray
 
@@ -31,7 +33,7 @@ class Learner:
 
 @ray.remote
 class Actor:
-    def play(self, work: Work, learner: Learner) -> Clock:
+    def play(self, work: Work, learner: Any) -> Clock:
         """Deliver all episodes."""
         episodes = work.made()
         clock = Clock(work)
@@ -58,13 +60,14 @@ def run(work: Work) -> Speed:
         object_store_memory=OBJECT_STORE,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     try:
         learner = Learner.remote()
         actor = Actor.remote()
-        before = ray.get(learner.cpu.remote())
-        clock = ray.get(actor.play.remote(work, learner))
-        return clock.speed(ray.get(learner.cpu.remote()) - before)
+        before: Any = ray.get(learner.cpu.remote())
+        clock: Any = ray.get(actor.play.remote(work, learner))
+        after: Any = ray.get(learner.cpu.remote())
+        return clock.speed(after - before)
     finally:
         ray.shutdown()

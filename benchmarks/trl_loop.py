@@ -33,8 +33,8 @@ def prepare(
     takes the log-probs of the turns as those of the policy that played them, as ours does; no
     reference, since ours has none.
     """
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    from datasets import Dataset  # pyright: ignore[reportMissingImports]
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportMissingImports]
 
     longest = max(turn.length for turn in turns)
     rows = max(2, settings.microbatch_tokens // longest)

@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         build_tiny(
             Path(directory),
-            resolve().model,
+            resolve().model.tiny,
             [turn for turns in _episodes() for turn in turns],
             seed=0,
         )
@@ -93,8 +93,10 @@ def _beside(policy_dir: Path, threads: int, sleeping: bool, count: int) -> float
         for _ in range(count)
     ]
     for process in processes:
+        assert process.stdout is not None
         process.stdout.readline()
     for process in processes:
+        assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
     return float(np.mean([float(process.communicate()[0]) for process in processes]))

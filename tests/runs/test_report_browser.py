@@ -156,3 +156,15 @@ async def test_nothing_of_a_report_is_beyond_the_edge(
         ".map(e => e.outerHTML.slice(0, 80))",
     )
     assert beyond == []
+
+
+async def test_long_names_of_runs_are_wrapped_on_a_phone(tmp_path: Path, page) -> None:
+    """Names of a sweep's runs have all settings, and no space."""
+    await page.set_viewport_size({"width": 390, "height": 900})
+    records = [{"kind": "update", "update": 1, "wall_seconds": 1.0, "success": 0.5}]
+    runs = [
+        RunData(f"actors=64,max_staleness=4,control=t2po,seed={seed}", records, {"run.seed": seed})
+        for seed in (0, 1)
+    ]
+    await open_page(page, tmp_path / "page.html", runs)
+    assert await page.evaluate("document.documentElement.scrollWidth") == 390
