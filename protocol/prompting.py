@@ -6,13 +6,15 @@ Actors and demonstrations alike use it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2.sandbox
 from tokenizers import Tokenizer
 
 from protocol.model_json import read_model_json, text_config
+from protocol.tool_calls import to_json
 
 
 class Prompter:
@@ -24,6 +26,7 @@ class Prompter:
             trim_blocks=True, lstrip_blocks=True
         )
         environment.globals["raise_exception"] = _raise_template_error
+        environment.filters["tojson"] = to_json
         self._template = environment.from_string(chat_template)
 
     def encode_prompt(self, message: str) -> list[int]:
@@ -39,6 +42,30 @@ class Prompter:
             for message in messages
         ]
         return self.encode(texts)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        """Render a conversation; ValueError with the reason of a template that refuses it."""
+        try:
+            return self._template.render(
+                messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
+            )
+        except Exception as error:  # whatever its expressions raise
+            raise ValueError(f"the chat template refuses a conversation: {error}") from None
+
+    def special_tokens(self) -> dict[int, str]:
+        """Texts of the special tokens, by id."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token: content.content for token, content in added.items() if content.special}
+
+    def decode_exactly(self, tokens: Sequence[int]) -> str:
+        """Decode tokens, special ones included."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=False)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode texts as they stand."""

@@ -1,0 +1,206 @@
+"""The protocol of an environment that talks in messages: its own, the policy's, and of tools.
+
+A `ConversationEnvironment` is a set of numbered tasks, as an `Environment` (envs/base.py) is.
+`start` opens one of them as a `Conversation`. What the policy says is handed to `reply`, which
+answers with the messages that come next. Messages only ever follow: the policy reads all that was
+said so far, its own words exactly as it said them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from envs.base import Split
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool by the policy."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Values that JSON has, by name; not checked against the tool's schema."""
+    id: str = ""
+    """What the tool's answer gives as its `tool_call_id`."""
+    error: str = ""
+    """Why the call cannot be read, for the policy to be told; "" for a sound call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Role
+    content: str = ""
+    reasoning: str = ""
+    """The policy's thought, which comes before `content`."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Calls of the policy; its answer in words has none."""
+    tool_call_id: str = ""
+    """Call that a tool's message answers; it may be left out where there was one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What follows a message of the policy.
+
+    `messages` are of the roles user, tool or system, and at least one unless `done`. `valid` says
+    that the policy's message had the form that the task demands; one that could not be read is
+    invalid in any case.
+    """
+
+    messages: Sequence[Message] = ()
+    reward: float = 0.0
+    done: bool = False
+    success: bool = False
+    truncated: bool = False
+    valid: bool = True
+
+
+class Conversation(Protocol):
+    """One task being played, from `start` to the first `Reply.done`.
+
+    Used once, in one thread. It may have two methods more: `state_key()`, as an `Episode` has,
+    where the default (all that the policy was told so far) is not what GiGPO should compare; and
+    `close()`, where it holds something open.
+    """
+
+    task: str
+    """The instruction, for the record."""
+    task_type: str
+    """The family of the task, for metrics; the policy does not see it."""
+    messages: Sequence[Message]
+    """The messages that it begins with; the last one is not the policy's."""
+    scores: Mapping[str, float]
+    """Figures that the benchmark reports beside success, by name."""
+
+    def reply(self, message: Message) -> Reply:
+        """Answer a message of the policy, calls of tools included.
+
+        EnvironmentFailure (envs/base.py) if the environment breaks.
+        """
+        ...
+
+
+class ConversationExpert(Protocol):
+    """Demonstrates one conversation, from the messages that the policy reads."""
+
+    def act(self, messages: Sequence[Message]) -> Message:
+        """The message of the policy that brings the task forward."""
+        ...
+
+    def waste_turn(self, messages: Sequence[Message]) -> Message:
+        """A message of the policy that does no harm and no good."""
+        ...
+
+
+class ConversationEnvironment(Protocol):
+    """A set of numbered tasks, stateless but for its settings.
+
+    It may have a method `expert(episode, rng)`, which returns a `ConversationExpert`, or raises
+    ValueError where nobody can demonstrate the task.
+    """
+
+    name: str
+    max_turns: int
+    """Messages of the policy after which an episode is cut off, as truncated."""
+    tools: Sequence[Mapping[str, Any]]
+    """Tools that the policy may call: JSON schemas in OpenAI's form; empty for none."""
+
+    def size(self, split: Split) -> int:
+        """Number of tasks in a split."""
+        ...
+
+    def start(self, split: Split, index: int, seed: int) -> Conversation:
+        """Open task `index`, as `Environment.start` does."""
+        ...
+
+
+def is_conversation(environment: object) -> bool:
+    """Tell whether an environment, or the class of one, talks in messages."""
+    return hasattr(environment, "tools") and not hasattr(environment, "prompt")
+
+
+def answer_calls(message: Message, functions: Mapping[str, Callable[..., object]]) -> list[Message]:
+    """Call the functions that a message names; returns one message of a tool for each call.
+
+    What cannot be read, is no function, has other arguments, or raises ValueError is answered with
+    what is wrong. Any other exception of a function is the environment's, and ends the episode.
+    """
+    return [
+        Message("tool", _answer_call(call, functions), tool_call_id=call.id)
+        for call in message.tool_calls
+    ]
+
+
+def _answer_call(call: ToolCall, functions: Mapping[str, Callable[..., object]]) -> str:
+    if call.error:
+        return f"error: the call cannot be read: {call.error}"
+    function = functions.get(call.name)
+    if function is None:
+        return f"error: there is no tool {call.name}, but {', '.join(functions)}"
+    try:
+        inspect.signature(function).bind(**call.arguments)
+    except TypeError as error:
+        return f"error: {call.name}: {error}"
+    try:
+        return str(function(**call.arguments))
+    except ValueError as error:
+        return f"error: {error}"
+
+
+def find_tool_flaw(tools: object) -> str:
+    """Say what is wrong with an environment's tools; "" if nothing is."""
+    if not isinstance(tools, list | tuple):
+        return f"tools: a list of JSON schemas belongs there, not {tools!r:.100}"
+    names = set()
+    for number, tool in enumerate(tools):
+        flaw = _find_schema_flaw(tool)
+        if flaw:
+            return f"tools[{number}]: {flaw}"
+        name = tool["function"]["name"]
+        if name in names:
+            return f"tools[{number}]: there are two tools {name!r}"
+        names.add(name)
+    return ""
+
+
+def _find_schema_flaw(tool: object) -> str:
+    """Say what keeps a value from being a tool in OpenAI's form; "" if nothing does."""
+    form = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": ...}}'
+    if not isinstance(tool, Mapping) or not isinstance(tool.get("function"), Mapping):
+        return f"it has to be {form}, and is {tool!r:.100}"
+    function = tool["function"]
+    if tool.get("type") != "function":
+        return f'its type has to be "function", in {form}'
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        return f"it has no name, in {form}"
+    parameters = function.get("parameters", {"type": "object", "properties": {}})
+    if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
+        return 'its parameters are no JSON schema of type "object"'
+    if not isinstance(parameters.get("properties", {}), Mapping):
+        return "the properties of its parameters do not map names to schemas"
+    try:
+        json.dumps(tool).encode()
+    except (TypeError, ValueError) as error:
+        return f"it is no JSON: {error}"
+    return ""
+
+
+def start_expert(
+    environment: ConversationEnvironment, episode: Conversation, rng: random.Random
+) -> ConversationExpert:
+    """Make the expert of an episode; ValueError if nobody can demonstrate it."""
+    make = getattr(environment, "expert", None)
+    if make is None:
+        raise ValueError(f"env.name: {environment.name} has no expert")
+    return make(episode, rng)

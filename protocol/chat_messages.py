@@ -1,0 +1,68 @@
+"""Messages in OpenAI's form, and what is said in their place to a template that lacks a role.
+
+A thought is `reasoning_content`, and the arguments of a call are an object, as chat templates take
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from protocol.tool_calls import RESULT_END, RESULT_START, describe_tools, format_hermes
+
+ChatMessage = Mapping[str, Any]
+"""A message with `role` and `content`, and maybe `reasoning_content`, `tool_calls`, `name`."""
+
+
+def say_tools(
+    messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Say tools, calls and results in words, for a template that has no form for them."""
+    described = describe_tools(tools)
+    others = list(messages)
+    if others and others[0]["role"] == "system":
+        described = f"{others.pop(0)['content']}\n\n{described}"
+    said: list[dict[str, Any]] = [{"role": "system", "content": described}]
+    previous_role = ""
+    for message in others:
+        role = message["role"]
+        result = f"{RESULT_START}\n{message['content']}\n{RESULT_END}"
+        if role == "tool" and previous_role == "tool":
+            said[-1]["content"] += f"\n{result}"
+        elif role == "tool":
+            said.append({"role": "user", "content": result})
+        else:
+            said.append(_say_calls(message))
+        previous_role = role
+    return said
+
+
+def fold_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say a first message of the system at the beginning of the user's first one."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    system, *others = messages
+    for number, message in enumerate(others):
+        if message["role"] == "user":
+            content = f"{system['content']}\n\n{message['content']}"
+            return [*others[:number], message | {"content": content}, *others[number + 1 :]]
+    return [system | {"role": "user"}, *others]
+
+
+def _say_calls(message: dict[str, Any]) -> dict[str, Any]:
+    """Say the calls of a message in words."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    functions = [call["function"] for call in calls]
+    written = format_hermes([(each["name"], each["arguments"]) for each in functions])
+    content = "\n".join(filter(None, [message["content"], written]))
+    said = {key: value for key, value in message.items() if key != "tool_calls"}
+    return said | {"content": content}
+
+
+def build_function_call(name: str, call_id: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Build a call of a tool, as a message of the policy has it."""
+    function = {"name": name, "arguments": dict(arguments)}
+    return {"id": call_id, "type": "function", "function": function}

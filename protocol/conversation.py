@@ -1,0 +1,81 @@
+"""The tokens of a conversation: what the policy sampled is never tokenized again.
+
+The prompt of a turn is that of the turn before, the tokens that the policy sampled, and the tokens
+of what comes next. A template may rewrite what was said: most drop thoughts of earlier turns. With
+`past_thoughts` "keep" the prompt goes on all the same; with "template" it is rendered anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from protocol.chat_codec import Answer, ChatCodec
+from protocol.chat_messages import ChatMessage, build_function_call
+
+
+class Transcript:
+    """The tokens of one conversation, as the policy has read and written them."""
+
+    def __init__(self, codec: ChatCodec) -> None:
+        self._codec = codec
+        self._messages: list[ChatMessage] = []
+        self._prompt: list[int] = []
+        self._response: list[int] = []
+        self._answer: ChatMessage = {}
+        self._calls = 0
+        self.breaks = 0
+        """How often the template has rewritten the past, so that a prompt began anew."""
+
+    @property
+    def messages(self) -> Sequence[ChatMessage]:
+        """All messages so far, an answer that was read included."""
+        return tuple(self._messages)
+
+    def open(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Begin with these messages; returns the first prompt."""
+        self._messages = list(messages)
+        self._prompt = self._codec.encode_prompt(messages)
+        return self._prompt
+
+    def read(self, response: Sequence[int]) -> tuple[Answer, ChatMessage]:
+        """Read the response to the last prompt; returns it, and the message that it is."""
+        answer = self._codec.read_answer(response)
+        self._response = list(response)
+        self._answer = build_message(answer, self._calls)
+        self._calls += len(answer.calls)
+        return answer, self._answer
+
+    def extend(self, following: Sequence[ChatMessage]) -> list[int]:
+        """Go on after the response that was read; returns the next prompt."""
+        history = self._messages
+        self._messages = [*history, self._answer, *following]
+        codec = self._codec
+        if codec.past_thoughts == "template" and codec.rewrites(history, self._answer, following):
+            self.breaks += 1
+            self._prompt = codec.encode_prompt(self._messages)
+            return self._prompt
+        after = codec.encode_continuation(history, self._answer, following)
+        if codec.turn_end and self._response and self._response[-1:] == after[:1]:
+            after = after[1:]
+        self._prompt = [*self._prompt, *self._response, *after]
+        return self._prompt
+
+
+def build_message(answer: Answer, first_call: int = 0) -> dict[str, Any]:
+    """Build the message that an answer is, with its calls numbered from `first_call` on.
+
+    A call that cannot be read is one whose only argument is what was written.
+    """
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    calls = []
+    for number, call in enumerate(answer.calls, first_call):
+        arguments = call.arguments
+        if call.error:
+            arguments = {"unreadable": call.text}
+        calls.append(build_function_call(call.name or "unknown", f"call{number:05}", arguments))
+    if calls:
+        message["tool_calls"] = calls
+    return message
