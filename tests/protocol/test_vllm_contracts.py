@@ -35,8 +35,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.sample.logits_processor import interface as v1_interface
 from vllm.v1.worker.gpu.sample.logits_processor import interface as v2_interface
 
-from config import Devices, Endpoints, EngineDevice, Job
-from config.resolve import resolve
+from config import Devices, EngineDevice, Job
 from engine import client, launch
 from engine.constants import RULE_KEY, TURN_ID_KEY, engine_request_id
 from engine.plugin import sharded_sampling
@@ -44,6 +43,7 @@ from engine.plugin.signal_tap import SignalTap
 from engine.plugin.signal_tap_v2 import SignalTapV2
 from engine.plugin.tap import stop_tokens_of
 from engine.plugin.weight_transfer import SafetensorsTransfer
+from tests.fixtures.jobs import make_engine_job
 
 
 def parameters(function: object) -> list[str]:
@@ -52,24 +52,7 @@ def parameters(function: object) -> list[str]:
 
 
 def build_job(**settings: str) -> Job:
-    nowhere = "tcp://127.0.0.1:1"
-    overrides = {name.replace("__", "."): value for name, value in settings.items()}
-    endpoints = Endpoints(
-        actors=nowhere,
-        learner=nowhere,
-        signals=[nowhere],
-        trajectories=nowhere,
-        stats=nowhere,
-        dashboard=nowhere,
-        engines=["http://127.0.0.1:7000"],
-    )
-    return Job(
-        config=resolve(None, overrides),
-        endpoints=endpoints,
-        run_dir="",
-        model_dir="policy",
-        weights_dir="",
-    )
+    return make_engine_job(["http://127.0.0.1:7000"], **settings)
 
 
 # --- the command

@@ -13,7 +13,7 @@ import pytest
 import torch
 from aiohttp import web
 
-from config import ConfigError, Devices, Endpoints, EngineDevice, Job
+from config import ConfigError, Devices, EngineDevice, Job
 from config.resolve import resolve
 from engine import launch as server
 from engine.constants import GATED_HEADER, MIDDLEWARE, PLUGIN
@@ -29,26 +29,13 @@ from engine.launch import (
 from protocol import machine
 from supervisor.endpoints import free_port
 from tests.fixtures import ROOT
+from tests.fixtures.jobs import make_engine_job
 from tests.fixtures.servers import serve_app, silent_server
 
 
 def job(engines: int = 1, **settings: str) -> Job:
-    nowhere = "tcp://127.0.0.1:1"
-    return Job(
-        config=resolve(None, {name.replace("__", "."): value for name, value in settings.items()}),
-        endpoints=Endpoints(
-            actors=nowhere,
-            dashboard=nowhere,
-            learner=nowhere,
-            signals=["tcp://127.0.0.1:7001"],
-            trajectories=nowhere,
-            stats=nowhere,
-            engines=[f"http://127.0.0.1:{7000 + 2 * number}" for number in range(engines)],
-        ),
-        run_dir="",
-        model_dir="policy",
-        weights_dir="",
-    )
+    addresses = [f"http://127.0.0.1:{7000 + 2 * number}" for number in range(engines)]
+    return make_engine_job(addresses, "tcp://127.0.0.1:7001", **settings)
 
 
 def value(arguments: list[str], option: str) -> str:
