@@ -42,6 +42,7 @@ from benchmarks import trl_loop
 from config import LearnerSection
 from config.resolve import resolve
 from learner.data.batching import collate, minibatches, pack_by_length
+from learner.data.rows import merge_turns, row_length
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy, log_probs
 from learner.update import Updater
@@ -105,9 +106,10 @@ def bare(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def run() -> None:
-        for part in minibatches(turns, settings.minibatches, np.random.default_rng(0)):
-            for some in pack_by_length(part, lambda turn: turn.length, settings.microbatch_tokens):
-                step(model, some).backward()
+        rows = merge_turns(turns)
+        for part in minibatches(rows, settings.minibatches, np.random.default_rng(0)):
+            for some in pack_by_length(part, row_length, settings.microbatch_tokens):
+                step(model, [turn for row in some for turn in row]).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
