@@ -47,6 +47,9 @@ USES: dict[str, Use] = {
     "resampling_cap": Use(
         "learner.resampling weight", lambda learner: learner.resampling == "weight"
     ),
+    "truncated_penalty": Use(
+        "learner.truncated penalize", lambda learner: learner.truncated == "penalize"
+    ),
     "reference_every": Use("learner.kl_coef above 0", lambda learner: learner.kl_coef > 0),
     "lora_alpha": Use("learner.lora_rank above 0", lambda learner: learner.lora_rank > 0),
 }

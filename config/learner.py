@@ -92,12 +92,16 @@ class LearnerSection(Section, frozen=True):
         2.0
     )
     truncated: Annotated[
-        Literal["train", "skip"],
+        Literal["train", "mask", "penalize"],
         says(
-            "Turns whose response the budget cut off: train on them as on others, or skip them, "
-            "though their episodes count"
+            "Turns whose response the budget cut off: train on them as on others; mask their "
+            "tokens, though their episodes count; or put them truncated_penalty below others"
         ),
     ] = "train"
+    truncated_penalty: Annotated[
+        float,
+        says("Penalty on the advantage of such a turn, with learner.truncated penalize", gt=0),
+    ] = 1.0
     loss_reduction: Annotated[
         Literal["token", "turn", "constant"],
         says(

@@ -44,11 +44,12 @@ def token_log_probs(
     policy chose.
     """
     policy = load_policy(directory)
+    settings = msgspec.structs.replace(config.learner, truncated="train")  # masks no turn
     for episode in episodes:
         played = msgspec.structs.replace(episode, drop_reason=None)
         samples = []
         if episode.turns:
-            samples = build_samples([[played]], 0, config.learner)
+            samples = build_samples([[played]], 0, settings)
         yield [_score_response(policy, sample, config.sampling.temperature) for sample in samples]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from learner.data.samples import is_truncated
 from protocol.arrays import FLOAT32, UINT8, unpack
 from protocol.messages import Response, StopReason, Trajectory, Turn
 
@@ -47,7 +48,7 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "cut_off_share": _mean(
             [episode.overflowed or episode.truncated for episode in trajectories]
         ),
-        "truncated_share": _mean([turn.kept.stop is StopReason.LENGTH for turn in turns]),
+        "truncated_share": _mean([is_truncated(turn) for turn in turns]),
         "valid_action_rate": _mean([turn.valid for turn in turns]),
         **_mean_scores(trajectories),
     }

@@ -17,6 +17,7 @@ from learner.advantages import (
     estimate_advantages,
     estimate_values,
 )
+from learner.advantages.returns import standardize
 from learner.data.resampling import resampling_weight, stall_rate
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Span, StopReason, Trajectory, Turn
@@ -30,7 +31,8 @@ class TrainingSample:
 
     prompt: np.ndarray  # int32 [L]
     response: np.ndarray  # int32 [T]
-    # bool [T]: trained on, that is chosen by the policy and with a finite behaviour log-prob
+    # bool [T]: trained on, that is chosen by the policy and with a finite behaviour log-prob; none
+    # is where `learner.truncated` masks the turn
     mask: np.ndarray
     # float32 [T]: behaviour log-prob at the sampling temperature; anything where mask is false
     log_mu: np.ndarray
@@ -88,8 +90,9 @@ def build_samples(
     `version`: of the learner's weights before the update.
 
     In control's mode `void` a turn without a valid action is left out, though its episode counts in
-    the group's statistics; so is one that was cut off, with `truncated` skip. Dropped episodes are
-    left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
+    the group's statistics. A turn that the response budget cut off is trained on, masked or
+    penalized, as `truncated` says. Dropped episodes are left out. Raises ValueError, naming the
+    episode, where a turn's arrays do not fit together.
     """
     played = _played_groups(groups)
     if not played:
@@ -99,14 +102,21 @@ def build_samples(
     samples = annotate(_unvalued_samples(episodes, version))
     returns = _collect_returns(played, samples)
     advantages = _estimate_advantages(returns, settings)
+    if settings.truncated == "penalize":
+        advantages = advantages + _truncation_penalties(played, settings.truncated_penalty)
     targets = _value_targets(returns, settings)
     weights = _resampling_weights(turns, settings, control)
     return [
-        replace(sample, advantage=float(advantage * weight), target=float(target))
+        replace(
+            sample,
+            mask=_mask_truncated(sample, turn, settings),
+            advantage=float(advantage * weight),
+            target=float(target),
+        )
         for turn, sample, advantage, target, weight in zip(
             turns, samples, advantages, targets, weights, strict=True
         )
-        if _is_trained_on(turn, settings, control)
+        if control.mode != "void" or turn.valid
     ]
 
 
@@ -121,6 +131,11 @@ def is_informative(group: Sequence[Trajectory], settings: LearnerSection) -> boo
     without_penalty = msgspec.structs.replace(settings.algorithm, invalid_penalty=0.0)
     (by_episode,) = ESTIMATORS[without_penalty.type]([returns], without_penalty)
     return any(advantages.any() for advantages in by_episode)
+
+
+def is_truncated(turn: Turn) -> bool:
+    """Tell whether the response budget cut the kept response off."""
+    return turn.kept.stop is StopReason.LENGTH
 
 
 # --- the steps of build_samples
@@ -196,10 +211,28 @@ def _resampling_weights(
     ]
 
 
-def _is_trained_on(turn: Turn, settings: LearnerSection, control: ControlSection) -> bool:
-    if control.mode == "void" and not turn.valid:
-        return False
-    return settings.truncated != "skip" or turn.kept.stop is not StopReason.LENGTH
+def _truncation_penalties(groups: Sequence[Sequence[Trajectory]], penalty: float) -> np.ndarray:
+    """Put turns that the response budget cut off `penalty` below the others of their group.
+
+    As those of turns without a valid action, penalties are centered over the group's turns: where
+    all are cut off, nothing tells them apart. Returns one of each turn, float64 [sum K].
+    """
+    penalties = []
+    for group in groups:
+        turns = [turn for episode in group for turn in episode.turns]
+        whole = np.array([not is_truncated(turn) for turn in turns], dtype=np.float64)
+        penalties.append(penalty * standardize(whole, normalise=False))
+    return np.concatenate(penalties)
+
+
+def _mask_truncated(sample: TrainingSample, turn: Turn, settings: LearnerSection) -> np.ndarray:
+    """Return which tokens are trained on: none of a turn that was cut off, with `mask`.
+
+    Such a turn stays a sample, since a value head still learns of the state it began in.
+    """
+    if settings.truncated == "mask" and is_truncated(turn):
+        return np.zeros_like(sample.mask)
+    return sample.mask
 
 
 # --- one turn

@@ -153,6 +153,7 @@ def test_groups_are_filtered_only_where_a_group_of_equal_returns_teaches_nothing
     ("name", "value", "switch"),
     [
         ("resampling_cap", 3.0, {"resampling": "weight"}),
+        ("truncated_penalty", 2.0, {"truncated": "penalize"}),
         ("lora_alpha", 8.0, {"lora_rank": 2}),
         ("reference_every", 3, {"kl_coef": 0.1}),
     ],

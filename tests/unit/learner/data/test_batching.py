@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import ControlSection, LearnerSection
+from learner.advantages import ESTIMATORS
 from learner.data.batching import (
     MICROBATCH_OVERHEAD_TOKENS,
     collate,
@@ -19,7 +20,7 @@ from learner.data.batching import (
 from learner.data.samples import TrainingSample, build_samples
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.messages import DropReason, Span, StopReason
-from tests.fixtures.learner import random_group, random_turn
+from tests.fixtures.learner import make_algorithm, random_group, random_turn
 
 VOCABULARY = 50
 
@@ -169,16 +170,41 @@ def test_turns_without_a_valid_action_are_left_out_in_mode_void():
     ]
 
 
-def test_turns_cut_off_by_the_budget_are_left_out_and_change_no_other_advantage():
-    """Turns that the budget cut off are left out if asked for, and change no other advantage."""
-    rng = np.random.default_rng(0)
-    group = random_group(rng, 300)
-    cut = msgspec.structs.replace(
-        group[0].turns[0],
-        kept=msgspec.structs.replace(group[0].turns[0].kept, stop=StopReason.LENGTH),
+def cut_off_first(group):
+    """The group with the response of its very first turn cut off by the budget."""
+    first = group[0]
+    kept = msgspec.structs.replace(first.turns[0].kept, stop=StopReason.LENGTH)
+    turns = [msgspec.structs.replace(first.turns[0], kept=kept), *first.turns[1:]]
+    return [msgspec.structs.replace(first, turns=turns), *group[1:]]
+
+
+def test_masked_turns_that_the_budget_cut_off_train_nothing_and_change_no_other():
+    group = cut_off_first(random_group(np.random.default_rng(0), 300))
+    trained, masked = (
+        build_samples([group], 0, LearnerSection(truncated=name)) for name in ("train", "mask")
     )
-    group[0] = msgspec.structs.replace(group[0], turns=[cut, *group[0].turns[1:]])
-    kept, skipped = (
-        build_samples([group], 0, LearnerSection(truncated=name)) for name in ("train", "skip")
+    assert trained[0].trained_tokens and not masked[0].trained_tokens
+    assert [s.advantage for s in masked] == [s.advantage for s in trained]
+    assert [s.trained_tokens for s in masked[1:]] == [s.trained_tokens for s in trained[1:]]
+
+
+@pytest.mark.parametrize("algorithm", ESTIMATORS)
+def test_penalized_turns_that_the_budget_cut_off_are_below_the_others(algorithm: str):
+    """The penalty is the difference to other turns, and centered over those of the group."""
+    groups = [random_group(np.random.default_rng(seed), 300, members=4) for seed in (0, 1)]
+    groups[0] = cut_off_first(groups[0])
+    trained, penalized = (
+        build_samples(
+            groups,
+            0,
+            LearnerSection(
+                algorithm=make_algorithm(algorithm), truncated=name, truncated_penalty=0.5
+            ),
+        )
+        for name in ("train", "penalize")
     )
-    assert [sample.advantage for sample in skipped] == [sample.advantage for sample in kept[1:]]
+    turns = sum(len(episode.turns) for episode in groups[0])
+    change = np.array([s.advantage for s in penalized]) - [s.advantage for s in trained]
+    np.testing.assert_allclose(change[0], -0.5 + 0.5 / turns)
+    np.testing.assert_allclose(change[1:turns], 0.5 / turns)
+    np.testing.assert_allclose(change[turns:], 0.0, atol=1e-12)
