@@ -60,8 +60,11 @@ ASK_AGAIN_AFTER = 10
 Receivers that have it already do nothing twice.
 """
 
-CLOSE_SECONDS = 5.0
-"""Time for episodes that are broken off at the end of a run to close what they hold open."""
+CLOSE_SECONDS = 4.0
+"""Time for episodes that are broken off at the end of a run to close what they hold open.
+
+It is less than the 5 s that a run gives its processes to end in.
+"""
 
 WARN_EVERY_TRIES = 3
 """Tries of sending a message after which the log says again that nobody answers."""
@@ -123,6 +126,8 @@ class Actor:
         # Why the learner refuses each episode that it was sent; "" once it has it.
         self._deliveries: dict[EpisodeKey, asyncio.Future[str]] = {}
         self._over = asyncio.Event()
+        self.is_stopped = False
+        """Whether `stop` was called, so that `run` may end before the job does."""
         self._asking = 0
         self._playing = [(report.key, report.lease_attempt) for report in self._slot.reports]
         # They count heartbeats, since a process that was stopped sleeps through any number of
@@ -172,6 +177,11 @@ class Actor:
         # Only now: before Python 3.11.4, what is raised inside except* comes out in a group.
         if lost is not None:
             raise lost
+
+    def stop(self) -> None:
+        """Have `run` end, as it does at the end of the job."""
+        self.is_stopped = True
+        self._over.set()
 
     async def _play_leases(self) -> None:
         """Ask for an episode, play it, deliver it, and again, forever."""

@@ -17,19 +17,22 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import inf
 
 import zmq
 import zmq.asyncio
 
-from actors.actor import Actor, ControllerLost
+from actors.actor import CLOSE_SECONDS, Actor, ControllerLost
 from actors.crash import ActorSlot
 from actors.pulse import LOOK_SECONDS, PulseMonitor
-from envs.base import Environment
+from envs.base import Environment, Split
 from envs.play import close_episode, start_episode
 from envs.registry import Environments, make_environments
+from envs.threads import call_in_thread
 from envs.user_errors import describe_error
 from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import describe_end, dying_with_parent
@@ -62,6 +65,9 @@ FIRST_TASKS = 3
 
 ANSWERS_WITHIN = 5.0
 """Seconds in which a controller answers that one actor takes for lost."""
+
+END_SECONDS = CLOSE_SECONDS + 0.5
+"""Seconds that actors have from SIGTERM to their end, before they are killed."""
 
 CRASHES_PER_MINUTE = 3
 """Crashes within a minute, per actor, after which the fleet gives up."""
@@ -97,8 +103,11 @@ def _play(
     gc.freeze()  # the shared pages are not touched by the children's collector
 
     def body(slot: ActorSlot) -> None:
-        reseed()
-        asyncio.run(_act(endpoint, episodes, welcome, environments, prompter, keys, slot))
+        told_to_end = asyncio.run(
+            _act(endpoint, episodes, welcome, environments, prompter, keys, slot)
+        )
+        if told_to_end:
+            signal.raise_signal(signal.SIGTERM)
 
     def is_there() -> bool:
         try:
@@ -139,13 +148,17 @@ def _try_start(environment: Environment) -> str:
     for split in ("train", "held_out"):
         for index in range(min(FIRST_TASKS, environment.size(split))):
             try:
-                close_episode(start_episode(environment, split, index, 0))
+                call_in_thread(partial(_start_and_close, environment, split, index))
                 return ""
             except KeyboardInterrupt:
                 raise
             except BaseException as error:
                 reason = reason or describe_error(error)
     return reason or "it has no tasks"
+
+
+def _start_and_close(environment: Environment, split: Split, index: int) -> None:
+    close_episode(start_episode(environment, split, index, 0))
 
 
 def reseed() -> None:
@@ -199,7 +212,8 @@ def supervise(
 
     A child is replaced that crashed, or that has lost the controller while that `is_there`. An
     actor whose pulse stands still for `longest_seconds` is ended, too. Returns False when all have
-    ended by themselves, and True when the controller is lost: the others are ended then.
+    ended by themselves, and True when the controller is lost: the others are ended then. SIGTERM
+    ends them, and then this process.
 
     Raises FleetError when they crash so often that replacing them is pointless. Those that an
     environment's code has ended do not count: their episodes are over.
@@ -210,8 +224,8 @@ def supervise(
         children[fork(body, slot)] = slot
     crash_times: list[float] = []
     monitor = PulseMonitor(longest_seconds)
-    try:
-        while children:
+    with catch_sigterm() as sigterm, _end_children(children):
+        while children and not sigterm.is_set():
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 monitor.look({pid: slot.pulse for pid, slot in children.items()})
@@ -233,9 +247,53 @@ def supervise(
                     crash_times.append(time.monotonic())
                 _check_crashes(crash_times, CRASHES_PER_MINUTE * actors, describe_end(code))
             children[fork(body, slot)] = slot
-        return False
+    return False
+
+
+@contextlib.contextmanager
+def catch_sigterm() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets while inside. If it came, it ends the process afterwards.
+
+    Outside the main thread, which signals belong to, it keeps the meaning that it has.
+    """
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        yield came
     finally:
-        _kill_all(children)
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+    if came.is_set():
+        signal.raise_signal(signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _end_children(children: Mapping[int, object]) -> Iterator[None]:
+    """End, in the end, the children (by pid) that are left: SIGTERM first, then by force.
+
+    In between they have time to close what their episodes hold open.
+    """
+    try:
+        yield
+    finally:
+        left = set(children)
+        for pid in left:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + END_SECONDS
+        while left and time.monotonic() < deadline:
+            time.sleep(LOOK_SECONDS / 10)
+            left = {pid for pid in left if not _has_ended(pid)}
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        for pid in left:
+            os.waitpid(pid, 0)
+
+
+def _has_ended(pid: int) -> bool:
+    """Tell whether a child has ended; True takes its status."""
+    return os.waitpid(pid, os.WNOHANG)[0] == pid
 
 
 def _vacate_crashed(slot: ActorSlot, pid: int, code: int, monitor_words: str) -> None:
@@ -263,14 +321,6 @@ def _check_crashes(times: list[float], most: int, last_end: str) -> None:
         )
 
 
-def _kill_all(pids: Iterable[int]) -> None:
-    """Kill children, stopped ones, too; they have nothing to put in order."""
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        os.waitpid(pid, 0)
-
-
 def fork(body: Callable[[ActorSlot], None], slot: ActorSlot) -> int:
     """Run `body` in a child that dies with this process; return its pid."""
     die_with_parent = dying_with_parent()
@@ -281,6 +331,7 @@ def fork(body: Callable[[ActorSlot], None], slot: ActorSlot) -> int:
     try:
         die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        reseed()
         # Ctrl-C, or a terminal that goes, is the parent's to handle.
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
@@ -307,12 +358,18 @@ async def _act(
     prompter: Prompter,
     keys: CurveKeys | None,
     slot: ActorSlot,
-) -> None:
+) -> bool:
+    """Be an actor until the job is over, or SIGTERM comes; returns whether it came.
+
+    Either way episodes that are played are broken off, and close what they hold open.
+    """
     context = zmq.asyncio.Context()
     beating = asyncio.create_task(slot.pulse.beat())
     try:
         actor = Actor(context, endpoint, welcome, environments, prompter, keys, slot=slot)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, actor.stop)
         await actor.run(episodes)
+        return actor.is_stopped
     finally:
         beating.cancel()
         # And not term, which would wait for the sockets of an actor that could not begin.

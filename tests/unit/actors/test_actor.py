@@ -46,6 +46,7 @@ class Bench:
 
     def __init__(self, policy: Path, heartbeat_seconds: float, ask_again_seconds: float) -> None:
         self.context = zmq.asyncio.Context()
+        self.environment = make_environment("search", max_turns=1)
         self.reader = FrameReader()
         self.controller = self.context.socket(zmq.ROUTER)
         self.learner = self.context.socket(zmq.ROUTER)
@@ -65,7 +66,7 @@ class Bench:
             self.context,
             self.controller.get(zmq.LAST_ENDPOINT).decode(),
             welcome,
-            Environments(make_environment("search", max_turns=1)),
+            Environments(self.environment),
             load_prompter(policy),
             ask_again_seconds=ask_again_seconds,
         )
@@ -245,6 +246,38 @@ async def test_actor_whose_shard_is_gone_asks_the_controller(
     assert (await bench.heard(bench.learner, Trajectory)).turns[0].rejected == []
     playing.cancel()
     await asyncio.wait({playing})
+
+
+@pytest.mark.parametrize("end", ["the job", "the actor", "the controller", "the task"])
+async def test_an_actor_that_ends_closes_the_episodes_that_it_plays(
+    bench: Bench, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever ends it, what its episodes hold open is closed first."""
+    closed = threading.Event()
+    start = bench.environment.start
+
+    def start_watched(*arguments):
+        episode = start(*arguments)
+        episode.close = closed.set
+        return episode
+
+    monkeypatch.setattr(bench.environment, "start", start_watched)
+    playing = asyncio.create_task(bench.actor.run(1))
+    await bench.heard(bench.controller, Credit)
+    await bench.say(bench.controller, make_lease(KEY))
+    await bench.heard(bench.controller, TurnRequest)
+    assert not closed.is_set()
+    match end:
+        case "the job":
+            await bench.say(bench.controller, Shutdown(reason="over"))
+        case "the actor":
+            bench.actor.stop()
+        case "the controller":
+            await bench.say(bench.controller, HeartbeatAck(session="another"))
+        case "the task":
+            playing.cancel()
+    await asyncio.wait({playing}, timeout=10)
+    assert playing.done() and closed.is_set()
 
 
 @pytest.mark.slow

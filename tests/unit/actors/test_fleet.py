@@ -20,6 +20,7 @@ import pytest
 
 import envs.registry
 from actors import pulse
+from actors.actor import ControllerLost
 from actors.crash import ActorSlot
 from actors.fleet import FleetError, load_environments, reseed, supervise
 from envs.registry import make_environment
@@ -158,6 +159,80 @@ def test_generators_that_a_process_was_forked_with_are_its_own_afterwards():
         drawn.append(np.random.random())
     assert drawn[0] != drawn[1]
     np.random.set_state(state)
+
+
+def test_actors_draw_numbers_of_their_own_by_the_global_generators():
+    reader, writer = os.pipe()
+
+    def body(slot: ActorSlot) -> None:
+        os.write(writer, f"{random.random()} {np.random.random()}\n".encode())
+
+    assert not supervise(body, 3, lambda: True)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        drawn = [line.split() for line in file]
+    assert len({python for python, _ in drawn}) == len({numpy for _, numpy in drawn}) == 3
+
+
+def ends_in_order(begun: int, log: int) -> Callable[[ActorSlot], None]:
+    """An actor that writes a byte when it has begun, and one when SIGTERM has let it close."""
+
+    def body(slot: ActorSlot) -> None:
+        async def act() -> None:
+            told = asyncio.Event()
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+            os.write(begun, b"b")
+            await told.wait()
+            os.write(log, b"c")
+
+        asyncio.run(act())
+
+    return body
+
+
+def test_a_fleet_that_is_told_to_end_has_its_actors_close_what_they_hold():
+    """Also when the signal goes to all its processes, as at the end of a run."""
+    begun, begin = os.pipe()
+    log, write_log = os.pipe()
+    fleet = os.fork()
+    if fleet == 0:
+        os.setsid()
+        supervise(ends_in_order(begin, write_log), 2, lambda: True)
+        os._exit(0)
+    os.close(begin)
+    os.close(write_log)
+    with os.fdopen(begun, "rb", buffering=0) as file:
+        for _ in range(2):
+            assert file.read(1) == b"b"
+    os.killpg(fleet, signal.SIGTERM)
+    _, status = os.waitpid(fleet, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+    with os.fdopen(log, "rb") as file:
+        assert file.read() == b"cc"
+
+
+def test_a_fleet_that_loses_its_controller_has_the_other_actors_close():
+    """One actor finds out, and the others are ended so that they can close."""
+    begun, begin = os.pipe()
+    log, write_log = os.pipe()
+    role, give_role = os.pipe()
+    os.write(give_role, b"1")
+    os.set_blocking(role, False)
+    wait_for_sigterm = ends_in_order(begin, write_log)
+
+    def body(slot: ActorSlot) -> None:
+        try:
+            os.read(role, 1)
+        except BlockingIOError:
+            wait_for_sigterm(slot)
+            return
+        os.read(begun, 1)
+        raise ControllerLost("silent")
+
+    assert supervise(body, 2, lambda: False)
+    os.close(write_log)
+    with os.fdopen(log, "rb") as file:
+        assert file.read() == b"c"
 
 
 @pytest.mark.parametrize(

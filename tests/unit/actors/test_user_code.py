@@ -23,7 +23,6 @@ from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 from tests.fixtures import ROOT
 from tests.fixtures.episodes import LEASE, OneStep, end_step, make_player, take_look_turn
 from tests.fixtures.examples import scale_examples
-from tests.fixtures.messages import make_turn_failed
 
 HERE = Path(__file__).relative_to(ROOT)
 
@@ -118,12 +117,15 @@ async def test_steps_that_never_return_do_not_keep_later_episodes_from_their_own
 
 async def test_a_step_that_hangs_is_an_environment_error_that_names_the_timeout():
     release = threading.Event()
-    player = make_player(take_look_turn, OneStep(release.wait), step_timeout=0.05)
+
+    def hang() -> None:
+        release.wait()
+
+    player = make_player(take_look_turn, OwnEnvironment(hang), step_timeout=0.05)
     trajectory = await player.play(LEASE)
     release.set()
-    assert (
-        trajectory.drop_reason is DropReason.ENV_ERROR and "actor.step_timeout" in trajectory.detail
-    )
+    assert trajectory.drop_reason is DropReason.ENV_ERROR
+    assert f"actor.step_timeout), at {HERE}:" in trajectory.detail
 
 
 class Threaded(OneStep):
@@ -152,71 +154,6 @@ async def test_all_of_an_episode_runs_in_one_thread_which_is_not_the_loops():
 
 def fail_to_step() -> StepResult:
     raise KeyError("x")
-
-
-async def find_no_engine(request):
-    return make_turn_failed(request)
-
-
-async def cancel_turn(request):
-    return make_turn_failed(request, DropReason.CANCELED)
-
-
-@pytest.mark.parametrize(
-    ("policy", "step"),
-    [
-        (take_look_turn, end_step),
-        (take_look_turn, fail_to_step),
-        (find_no_engine, end_step),
-        (cancel_turn, end_step),
-    ],
-)
-async def test_an_episode_is_closed_once_however_it_ends(policy, step):
-    closed = []
-    environment = OneStep(step)
-    environment.close = lambda: closed.append(1)
-    await make_player(policy, environment).play(LEASE)
-    assert closed == [1]
-
-
-class Hanging:
-    """A step that hangs until it is released, and an environment that says when it is closed."""
-
-    def __init__(self) -> None:
-        self.entered = threading.Event()
-        self.release = threading.Event()
-        self.closed = threading.Event()
-        self.environment = OwnEnvironment(self.step)
-        self.environment.close = self.closed.set
-
-    def step(self) -> None:
-        self.entered.set()
-        self.release.wait()
-
-
-async def test_episode_whose_step_hangs_is_closed_when_the_step_returns():
-    hanging = Hanging()
-    player = make_player(take_look_turn, hanging.environment, step_timeout=0.05)
-    trajectory = await player.play(LEASE)
-    assert f"actor.step_timeout), at {HERE}:" in trajectory.detail
-    assert not hanging.closed.is_set()
-    hanging.release.set()
-    await player.wait_closed(5)
-    assert hanging.closed.is_set()
-
-
-async def test_episode_that_is_broken_off_in_a_step_is_closed_when_the_step_returns():
-    hanging = Hanging()
-    player = make_player(take_look_turn, hanging.environment)
-    playing = asyncio.create_task(player.play(LEASE))
-    await asyncio.to_thread(hanging.entered.wait, 5)
-    playing.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await playing
-    assert not hanging.closed.is_set()
-    hanging.release.set()
-    await player.wait_closed(5)
-    assert hanging.closed.is_set()
 
 
 @pytest.mark.parametrize(
