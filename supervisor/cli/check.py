@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import random
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -24,6 +27,7 @@ from config.resolve import parse_overrides, resolve
 from envs.base import Environment, Split
 from envs.play import close_episode, play_expert_episode, start_episode
 from envs.registry import make_environment, short_name
+from envs.threads import call_in_thread
 from envs.user_errors import describe_error, source_directory
 from protocol.arrays import INT32, pack
 from protocol.validation import MAX_TURNS
@@ -57,10 +61,24 @@ class Findings:
     """Successes of the expert, for each episode with the slips of a warm start."""
     longest_prompt: int = 0
     """Characters of the longest prompt."""
+    slowest_turn_s: float = 0.0
+    """Seconds that the slowest start, or turn, took."""
+    slowest_task: Task | None = None
+    """The task that it was in."""
 
     def add_flaw(self, words: str, task: Task) -> None:
         """Note a flaw that showed in a task."""
         self.flaws.setdefault(words, []).append(task)
+
+    @contextmanager
+    def time_turn(self, task: Task) -> Iterator[None]:
+        """Note how long what is inside takes, if nothing has taken longer."""
+        began_s = time.monotonic()
+        yield
+        seconds = time.monotonic() - began_s
+        if seconds > self.slowest_turn_s:
+            self.slowest_turn_s = seconds
+            self.slowest_task = task
 
 
 class CharacterPrompter:
@@ -114,9 +132,17 @@ def check_environment(
     for task in track(tasks, "tasks", console=console, transient=True):
         for check in checks:
             try:
-                check(config, environment, task, findings)
-            except Exception as error:
+                call_in_thread(partial(check, config, environment, task, findings))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 findings.add_flaw(describe_error(error, home), task)
+    if findings.slowest_task and findings.slowest_turn_s > config.actor.step_timeout:
+        findings.add_flaw(
+            f"a turn, or a start, took {findings.slowest_turn_s:.3g} s; raise actor.step_timeout "
+            f"({config.actor.step_timeout:g} s) above it",
+            findings.slowest_task,
+        )
     if tasks and not findings.flaws:
         try:
             _check_other_process(config, environment, tasks[0], findings)
@@ -249,19 +275,21 @@ def _play(
     begin: Callable[[Stage], Callable[[], str]],
     findings: Findings,
 ) -> list[StepOutcome]:
-    """Play a task as an actor does; returns its turns.
+    """Play a task as an actor does; returns its turns, and notes how long the slowest took.
 
     `begin` gets the stage of a task that has started, and returns what answers each prompt.
     """
     stage = Stage(environment, CharacterPrompter(), MAX_PROMPT_CHARACTERS)
     turns: list[StepOutcome] = []
     try:
-        prompt = stage.start(task.split, task.index, 0).prompt
+        with findings.time_turn(task):
+            prompt = stage.start(task.split, task.index, 0).prompt
         respond = begin(stage)
         while prompt is not None and len(turns) < environment.max_turns:
             findings.longest_prompt = max(findings.longest_prompt, len(prompt))
             response = [ord(character) for character in respond()]
-            turns.append(stage.step(pack(np.array(response), INT32)))
+            with findings.time_turn(task):
+                turns.append(stage.step(pack(np.array(response), INT32)))
             prompt = turns[-1].prompt
     finally:
         stage.close()

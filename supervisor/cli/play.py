@@ -89,7 +89,8 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
     try:
         return _play(config, environment, episode, f"{split} task {task}", watch, console)
     finally:
-        close_episode(episode)
+        with environment_errors(config):
+            close_episode(episode)
 
 
 def _play(

@@ -18,12 +18,16 @@ def _search_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def checked(
-    directory: Path, code: str, capsys: pytest.CaptureFixture[str], tasks: int = 8
+    directory: Path,
+    code: str,
+    capsys: pytest.CaptureFixture[str],
+    tasks: int = 8,
+    options: tuple[str, ...] = (),
 ) -> tuple[int, str]:
     """Exit status and output of a check of the environment in `code`."""
     file = directory / "game.py"
     file.write_text(code)
-    status = main(["--env", str(file), "--tasks", str(tasks)])
+    status = main(["--env", str(file), "--tasks", str(tasks), *options])
     return status, capsys.readouterr().out
 
 
@@ -56,6 +60,15 @@ FLAWED = {
     "endless": ("done = won or self.turns == 0", "done = won", "goes on after max_turns"),
     "reward": ("10.0 * won", "None", "gave None as reward"),
     "raises": ("self.turns -= 1", "self.turns -= one", r"NameError: .*game.py:\d+ in step"),
+    "exits": ("self.turns -= 1", "raise SystemExit(2)", r"SystemExit: 2 .*game.py:\d+ in step"),
+    "surrogate": ('"Say a number."', '"\\udce9"', "as prompt.., which UTF-8 cannot say"),
+    "thread": (
+        "self.max_turns, self.history = max_turns, history",
+        "self.max_turns, self.history = max_turns, history\n"
+        "        import sqlite3\n"
+        "        self.database = sqlite3.connect(':memory:')",
+        "ProgrammingError: SQLite objects created in a thread",
+    ),
     "lenient": (
         "return parse_think_action(response)",
         "return ParsedAction(response, True)",
@@ -78,11 +91,23 @@ def test_check_of_a_flawed_environment_names_what_is_wrong(
     code = guide_code()
     assert right in code
     code = code.replace(right, wrong)
+    if flaw == "thread":
+        code = code.replace("past = ", "self.database.execute('select 1')\n        past = ")
     if flaw in ("random", "hash"):  # their tasks differ in what the agent is told
         code = code.replace('"Say a number."', 'f"Say a number up to {number}."')
     status, output = checked(tmp_path, code, capsys, tasks=3)
     assert status == 1
     assert re.search(f"^wrong: .*{message}.* [(]task 0 of ", output, re.MULTILINE), output
+
+
+def test_check_of_a_slow_environment_names_the_setting_to_raise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A turn that would be an error in a run is one here."""
+    options = ("--actor.step_timeout", "1e-9")
+    status, output = checked(tmp_path, guide_code(), capsys, 2, options)
+    assert status == 1
+    assert re.search("^wrong: a turn, or a start, took .*actor.step_timeout", output, re.MULTILINE)
 
 
 @pytest.mark.slow
