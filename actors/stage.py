@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, SupportsFloat
 
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
-from envs.user_errors import UserCodeError, describe_value
+from envs.user_errors import UserCodeError, describe_value, require_text
 from envs.view import AgentView
 from protocol.arrays import INT32, unpack
 from protocol.validation import MAX_REWARD
@@ -22,8 +22,6 @@ MAX_NAME = 200
 MAX_SCORES = 100
 LONGEST_TOKEN = 256
 """Characters of a token, at most: twice those of the longest one in use, a run of spaces."""
-MAX_TEXT = 1 << 20
-"""Characters of a task, an action or an anchor, which travel with the episode."""
 
 
 class EpisodeOpening(NamedTuple):
@@ -120,7 +118,8 @@ class Stage:
         prompt = None
         if done:
             success = require_flag("success", _attribute("step()", result, "success"))
-            truncated = require_flag("truncated", getattr(result, "truncated", False))
+            cut_off = require_flag("truncated", getattr(result, "truncated", False))
+            truncated = cut_off and not success  # a task that is solved has ended
         else:
             observation = check_observation(_attribute("step()", result, "observation"))
             view.record(action, observation)
@@ -156,31 +155,6 @@ class Stage:
         if len(tokens) > self._max_prompt_tokens:
             return None
         return tokens
-
-
-def require_text(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
-    """Return what the environment gave as `name`, if it is a text that can be sent.
-
-    Raises UserCodeError if it is none: the learner would refuse the episode, however often it is
-    sent.
-    """
-    if not isinstance(value, str):
-        raise UserCodeError(
-            f"the environment gave {describe_value(value)} as {name}, where a text belongs"
-        )
-    text = str.__str__(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserCodeError(
-            f"the environment gave {describe_value(text)} as {name}, which UTF-8 cannot say"
-        ) from None
-    if limit is not None and len(text) > limit:
-        raise UserCodeError(
-            f"the environment gave {len(text):,} characters as {name}, of which {limit:,} can be "
-            "sent"
-        )
-    return text
 
 
 def _as_float(value: object) -> float | None:

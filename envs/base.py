@@ -44,7 +44,8 @@ class StepResult:
 
     `done` is true once the task is solved or the turns are used up; `success` only if it is solved.
     `truncated`: the episode is done only because something cut it off (a limit of turns, say), and
-    could have gone on. It counts only with `done`.
+    could have gone on. It counts only with `done`, and without `success`: a task that is solved in
+    the last turn has ended.
     """
 
     observation: Observation

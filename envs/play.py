@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from envs.base import Environment, Episode, Expert, Split
+from envs.user_errors import require_text
 from envs.view import AgentView
 
 
@@ -101,9 +102,10 @@ class _ExpertPlayer:
             if self._draw(self.error_rate):
                 action = self._wrong_action(view.observation.admissible)
             else:
-                prompt = self.environment.prompt(view)
+                prompt = require_text("prompt()", self.environment.prompt(view), None)
                 thought, action = self._demonstrate(expert, view)
-                turns.append((prompt, self.environment.format_response(thought, action)))
+                response = self.environment.format_response(thought, action)
+                turns.append((prompt, require_text("format_response()", response, None)))
             result = episode.step(action)
             if result.done:
                 return ExpertEpisode(episode.task, episode.task_type, result.success, turns)

@@ -15,6 +15,9 @@ from types import FrameType
 MAX_MESSAGE_CHARS = 500
 """Longest message of an exception, and longest value, that is repeated in full."""
 
+MAX_TEXT = 1 << 20
+"""Characters of a task, an action or an anchor, which travel with the episode."""
+
 _CALLERS = tuple(
     str(Path(__file__).parent.parent / folder) + os.sep for folder in ("actors", "learner")
 )
@@ -49,11 +52,38 @@ def describe_value(value: object) -> str:
         return f"a {type(value).__name__} without a repr"
 
 
+def require_text(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
+    """Return what the environment gave as `name`, if it is a text that can be sent.
+
+    Raises UserCodeError if it is none: the learner would refuse the episode, however often it is
+    sent.
+    """
+    if not isinstance(value, str):
+        raise UserCodeError(
+            f"the environment gave {describe_value(value)} as {name}, where a text belongs"
+        )
+    text = str.__str__(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserCodeError(
+            f"the environment gave {describe_value(text)} as {name}, which UTF-8 cannot say"
+        ) from None
+    if limit is not None and len(text) > limit:
+        raise UserCodeError(
+            f"the environment gave {len(text):,} characters as {name}, of which {limit:,} can be "
+            "sent"
+        )
+    return text
+
+
 def describe_error(error: BaseException, home: str = "") -> str:
     """The exception's name, its message, and the innermost place in the user's own files.
 
-    `home` is the directory of these files.
+    `home` is the directory of these files. A UserCodeError has all that in its message.
     """
+    if isinstance(error, UserCodeError):
+        return str(error)
     try:
         message = to_printable(str(error))
     except BaseException:

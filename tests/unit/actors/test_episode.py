@@ -125,13 +125,20 @@ async def test_prompt_that_outgrows_the_context_ends_the_episode_and_keeps_its_t
     assert not trajectory.truncated and rollout_metrics([trajectory])["cut_off_share"] == 1
 
 
-@pytest.mark.parametrize("truncated", [True, False])
-async def test_an_episode_that_the_environment_cut_off_says_so(truncated: bool):
-    result = StepResult(OneStep.observation, 1.0, done=True, success=False, truncated=truncated)
+@pytest.mark.parametrize(
+    ("truncated", "success", "is_cut_off"),
+    [(True, False, True), (False, False, False), (True, True, False), (False, True, False)],
+)
+async def test_an_episode_that_the_environment_cut_off_says_so(
+    truncated: bool, success: bool, is_cut_off: bool
+):
+    """One that is solved in its last turn was not cut off."""
+    result = StepResult(OneStep.observation, 1.0, done=True, success=success, truncated=truncated)
     player = make_player(take_look_turn, OneStep(lambda: result))
     trajectory = decode(encode_trajectory(await player.play(LEASE)))
-    assert trajectory.truncated is truncated and not trajectory.overflowed
-    assert rollout_metrics([trajectory])["cut_off_share"] == truncated
+    assert trajectory.truncated is is_cut_off and not trajectory.overflowed
+    assert trajectory.success is success and trajectory.drop_reason is None
+    assert rollout_metrics([trajectory])["cut_off_share"] == is_cut_off
 
 
 async def test_an_episode_without_end_is_dropped_when_no_message_could_hold_it(

@@ -7,9 +7,12 @@ from collections import Counter
 
 import pytest
 
+from envs.base import Observation
 from envs.play import play_expert_episode
+from envs.user_errors import UserCodeError
 from envs.view import AgentView
 from tests.fixtures.environments import ENVIRONMENTS, shared_environment
+from tests.fixtures.episodes import OneStep, end_step
 
 of_each = pytest.mark.parametrize("name", ENVIRONMENTS)
 
@@ -113,3 +116,53 @@ def test_an_expert_refuses_a_view_without_the_memory(name: str) -> None:
     expert = environment.expert(episode, random.Random(0))
     with pytest.raises(TypeError, match=r"environment\.view"):
         expert.act(AgentView(episode.task, episode.observation, history=2))
+
+
+class Demonstrated(OneStep):
+    """An expert says `response` in it; it notes how often it is closed."""
+
+    def __init__(self, step=end_step, response: str = "response") -> None:
+        super().__init__(step)
+        self.closed = 0
+        self._response = response
+
+    def view(self, episode):
+        return AgentView(self.task, Observation("text", ("look",)), history=1)
+
+    def expert(self, episode, rng):
+        return self
+
+    def act(self, view):
+        return "thought", "look"
+
+    def format_response(self, thought: str, action: str) -> str:
+        return self._response
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_a_demonstration_is_closed_when_it_is_won() -> None:
+    environment = Demonstrated()
+    assert play_expert_episode(environment, "train", 0, random.Random(0)).success
+    assert environment.closed == 1
+
+
+def fail_to_step():
+    raise KeyError("x")
+
+
+@pytest.mark.parametrize(
+    ("environment", "error"),
+    [
+        (Demonstrated(fail_to_step), KeyError),
+        (Demonstrated(response="\udce9"), UserCodeError),
+        (Demonstrated(response=None), UserCodeError),
+    ],
+    ids=["step fails", "no valid text", "no text"],
+)
+def test_a_demonstration_that_fails_is_an_error_and_closed(environment, error) -> None:
+    """So it is left out of the warm start, and no text of it reaches the tokenizer."""
+    with pytest.raises(error):
+        play_expert_episode(environment, "train", 0, random.Random(0))
+    assert environment.closed == 1
