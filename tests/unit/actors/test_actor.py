@@ -276,8 +276,9 @@ async def test_an_actor_that_ends_closes_the_episodes_that_it_plays(
             await bench.say(bench.controller, HeartbeatAck(session="another"))
         case "the task":
             playing.cancel()
-    await asyncio.wait({playing}, timeout=10)
-    assert playing.done() and closed.is_set()
+    async with asyncio.timeout(10):
+        await asyncio.gather(playing, return_exceptions=True)
+    assert closed.is_set()
 
 
 @pytest.mark.slow
