@@ -98,7 +98,7 @@ def _play(
     """Play until the job is over, or its controller is lost; return whether it is lost."""
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
     environments = load_environments(welcome)
-    prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
+    prompter = Prompter(welcome.tokenizer_json, welcome.chat)
     gc.collect()
     gc.freeze()  # the shared pages are not touched by the children's collector
 

@@ -56,8 +56,8 @@ class PromptCodec(Protocol):
         """The tokens of a prompt."""
         ...
 
-    def decode(self, tokens: list[int]) -> str:
-        """The text of a response's tokens."""
+    def read_response(self, tokens: list[int]) -> str:
+        """The text of a response's tokens, with the thought that its prompt has begun."""
         ...
 
 
@@ -104,7 +104,7 @@ class Stage:
         """Carry out the response, up to the next prompt."""
         episode = self.episode
         view = self.view
-        response = self._prompter.decode(unpack(tokens, INT32).tolist())
+        response = self._prompter.read_response(unpack(tokens, INT32).tolist())
         anchor = require_text("state_key()", episode.state_key())
         parsed = self._environment.parse(response, view.observation.admissible)
         action = require_text("action", _attribute("parse()", parsed, "action"))

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from config import Job
 from config.resolve import resolve
-from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings
+from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings, ThinkTags
 from controller.signals import InterventionMode, SignalRouter, WatchedTurn
 from controller.think_tokens import ThinkTokens
 from engine.client import GENERATE, EngineClient, Sampling
@@ -56,7 +56,7 @@ CUT_EVERY = 20
 """One turn in so many is cut: 5 %."""
 CUT_AFTER = 8
 """Tokens of thinking."""
-TOKENS = ThinkTokens(open=-1, close=-2, closing_tokens=[5, 6, 7], end=[], vocabulary=0)
+TOKENS = ThinkTokens(ThinkTags(begins_inside=True), closing_tokens=[5, 6, 7], end=[], vocabulary=0)
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Bench:
         settings = ThinkingSettings(
             "paper", 0.4, self.vocabulary, "mean", 7, None, 0, CUT_AFTER if cut else 10**6
         )
-        return RuleSpec(settings, TOKENS.open, TOKENS.close, TOKENS.closing_tokens)
+        return RuleSpec(settings, TOKENS.tags, TOKENS.closing_tokens)
 
 
 Condition = Callable[[Bench], Awaitable[int]]
@@ -211,7 +211,12 @@ def router_microseconds(rows: int = 64, steps: int = 500) -> float:
     )
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
-        router.watch(str(row), WatchedTurn(ThinkingRule(settings, -1, -2), InterventionMode.STEER))
+        router.watch(
+            str(row),
+            WatchedTurn(
+                ThinkingRule(settings, ThinkTags(begins_inside=True)), InterventionMode.STEER
+            ),
+        )
     rng = np.random.default_rng(0)
     frames = [_frame(step, rows, rng) for step in range(steps)]
     started = time.process_time()
@@ -247,7 +252,12 @@ async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) ->
     )
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
-        router.watch(str(row), WatchedTurn(ThinkingRule(settings, -1, -2), InterventionMode.STEER))
+        router.watch(
+            str(row),
+            WatchedTurn(
+                ThinkingRule(settings, ThinkTags(begins_inside=True)), InterventionMode.STEER
+            ),
+        )
     marks: list[float] = []
     observe = router.observe
 

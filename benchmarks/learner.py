@@ -47,7 +47,7 @@ from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy, log_probs
 from learner.update import Updater
 from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
-from learner.warm_start.tiny import TURN_END, build_tiny
+from learner.warm_start.tiny import build_tiny
 from protocol.prompting import load_prompter
 
 ONE_ROW = "conversations of ten turns, merged into rows"
@@ -152,7 +152,7 @@ def dense(turns: Sequence[TrainingSample]) -> list[TrainingSample]:
 def turns_of(directory: Path, tokens: int) -> list[TrainingSample]:
     """Demonstrated turns of so many tokens together, as if a policy had played them."""
     rng = np.random.default_rng(0)
-    tokenizer = TurnTokenizer(load_prompter(directory), TURN_END)
+    tokenizer = TurnTokenizer(load_prompter(directory))
     found: list[TrainingSample] = []
     for episode in play_demonstrations(resolve(), EPISODES):
         for turn in tokenizer.tokenize_turns(episode):

@@ -26,7 +26,7 @@ from config.resolve import resolve
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
 from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
-from learner.warm_start.tiny import TURN_END, build_tiny
+from learner.warm_start.tiny import build_tiny
 from learner.warm_start.warm_start import draw_batches, imitate_batch, make_optimizers
 from protocol.lifetime import dying_with_parent
 from protocol.prompting import load_prompter
@@ -122,7 +122,7 @@ def _tokens_per_second(policy_dir: Path, threads: int) -> float:
 
 
 def _batches(policy_dir: Path) -> Iterator[list[TrainingSample]]:
-    tokenizer = TurnTokenizer(load_prompter(policy_dir), TURN_END)
+    tokenizer = TurnTokenizer(load_prompter(policy_dir))
     samples = [sample for turns in _episodes() for sample in tokenizer.tokenize_turns(turns)]
     return itertools.cycle(
         draw_batches(samples, resolve().warm_start.batch_tokens, 1.0, np.random.default_rng(0))

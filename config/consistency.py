@@ -31,6 +31,11 @@ def check_consistency(config: Config) -> None:
             f"dashboard.token: at {config.dashboard.host} others can ask for the dashboard; set "
             "a token, or leave dashboard.host"
         )
+    if config.model.name == "tiny" and config.model.template_arguments:
+        raise ConfigError(
+            "model.template_arguments: the chat template of the tiny policy takes none; leave them "
+            "out"
+        )
     if not _is_model(config.model.name):
         raise ConfigError(
             f"model.name: {config.model.name!r} is neither 'tiny' nor 'smollm2', a directory, or "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from config.section import Section, says
+from protocol.chat_format import ChatOptions
 
 NAMED_MODELS = ("tiny", "smollm2")
 """Models that have a name of ours; there are recipes of the same name."""
@@ -45,7 +46,16 @@ class ModelSection(Section, frozen=True):
             "(OWNER/NAME or OWNER/NAME@REVISION)"
         ),
     ] = "tiny"
+    system_prompt: Annotated[
+        str, says("Message of the system that every prompt begins with; empty: none")
+    ] = ""
+    template_arguments: dict[str, Any] = {}
+    """Arguments of the chat template, by name (config/template_arguments.py)."""
     tiny: TinySection = TinySection()
+
+    def chat_options(self) -> ChatOptions:
+        """What prompts are rendered with, beside the model's own template."""
+        return ChatOptions(self.system_prompt, self.template_arguments)
 
 
 class WarmStartSection(Section, frozen=True):

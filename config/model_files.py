@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from config.engine import EngineSection, SamplingSection
+from protocol.chat_format import ChatOptions
+from protocol.chat_template import THOUGHT_BEGIN, THOUGHT_END, ChatTemplate
 from protocol.model_json import read_model_json, text_config
-from protocol.prompting import read_chat_template
+from protocol.prompting import read_chat_format
 
 CONFIG_FILE = "config.json"
 
@@ -21,9 +23,6 @@ KNOWN_MODELS = Path(__file__).with_name("known_models.json")
 
 SHORT_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """Names that this project has for models of the hub."""
-
-THOUGHT = "<think>"
-"""Begin of a thought, which the chat template of a model has that thinks of itself."""
 
 THINKING_MAX_TOKENS = 2048
 """Response budget of a model that thinks of itself: hundreds of tokens before it acts."""
@@ -37,12 +36,14 @@ class ModelFiles(NamedTuple):
     figures: dict[str, Any]
     """The contents of its config.json, or those figures that the project has of it."""
     thinks: bool
-    """True if its chat template makes it think before it answers."""
+    """True if its chat template has thoughts, and does not close one before the answer."""
     source: str
     """Where the figures are from, in words."""
 
 
-def read_model_files(name: str, directory: Path | None = None) -> ModelFiles | None:
+def read_model_files(
+    name: str, directory: Path | None = None, chat: ChatOptions | None = None
+) -> ModelFiles | None:
     """Read what is known of the model of a name; None if that is nothing.
 
     `directory` has its files, if they are somewhere else than the name says. Raises ValueError for
@@ -51,7 +52,7 @@ def read_model_files(name: str, directory: Path | None = None) -> ModelFiles | N
     file = _find_config_file(name, directory or Path(name))
     if file is not None:
         figures = read_model_json(file)
-        return ModelFiles(figures, _has_thoughts(file.parent), f"by its {CONFIG_FILE}")
+        return ModelFiles(figures, _has_thoughts(file.parent, chat), f"by its {CONFIG_FILE}")
     repository = SHORT_NAMES.get(name, name.partition("@")[0]).lower()
     for known, figures in json.loads(KNOWN_MODELS.read_text()).items():
         if known.lower() == repository:
@@ -60,7 +61,7 @@ def read_model_files(name: str, directory: Path | None = None) -> ModelFiles | N
     return None
 
 
-def settings_of_model(name: str) -> dict[str, Any]:
+def settings_of_model(name: str, chat: ChatOptions | None = None) -> dict[str, Any]:
     """{full name: value} of the settings that follow from a model and are not the plain ones.
 
     A model that thinks of itself gets longer responses, and none more tokens than it was made for.
@@ -68,7 +69,7 @@ def settings_of_model(name: str) -> dict[str, Any]:
     if name == "tiny":  # which is made on the spot
         return {}
     try:
-        files = read_model_files(name)
+        files = read_model_files(name, chat=chat)
     except (OSError, ValueError):  # which another check reports
         files = None
     if files is None:
@@ -115,8 +116,11 @@ def _find_config_file(name: str, directory: Path) -> Path | None:
     return None
 
 
-def _has_thoughts(directory: Path) -> bool:
+def _has_thoughts(directory: Path, chat: ChatOptions | None) -> bool:
     try:
-        return THOUGHT in read_chat_template(directory)
+        chat_format = read_chat_format(directory, chat)
+        if THOUGHT_BEGIN not in chat_format.template:
+            return False
+        return THOUGHT_END not in ChatTemplate(chat_format).thought
     except (OSError, ValueError):  # which another check reports
         return False

@@ -53,6 +53,8 @@ SETTINGS_ELSEWHERE = {
     "learner.lora_rank": "lora lora_r use_lora",
     "actor.count": "num_actors num_workers workers num_envs rollout_workers",
     "env.name": "environment environment_name env_id task",
+    "model.template_arguments": "chat_template_kwargs apply_chat_template_kwargs enable_thinking",
+    "model.system_prompt": "system_message system",
     "model.name": "model_path model_name model_name_or_path policy pretrained",
 }
 """Our settings, as a hint names them -> names that they have elsewhere."""

@@ -46,7 +46,14 @@ from config.sets import (
     set_names,
     without_sets,
 )
+from config.template_arguments import (
+    TEMPLATE_ARGUMENTS,
+    argument_fields,
+    find_argument_misfits,
+    parse_argument,
+)
 from envs.registry import absolute_name, describe_missing, names_code, settings_of_environment
+from protocol.chat_format import ChatOptions
 from protocol.machine import computes_on_gpus
 
 DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
@@ -143,9 +150,11 @@ def _resolve_layers(layers: list[Layer], texts: Mapping[str, str], serial: bool)
     given = [_without_foreign_sets(layer, environment) for layer in layers if layer not in own]
     for layer in (*given, Layer(COMMAND_LINE, dict(texts))):
         known |= set_fields(set_names(layer.settings), environment)
+    for layer in (*own, *given, Layer(COMMAND_LINE, dict(texts))):
+        known |= argument_fields(layer.settings)
     options, problems = _parse_options(texts, known)
     problems += _describe_unknown_settings(given, known)
-    by_model = Layer("the model's own files", settings_of_model(model))
+    by_model = Layer("the model's own files", settings_of_model(model, _chat_options(named)))
     layers = [_gpu_layer(named, model), by_model, *own, _data_layer(environment), *given]
     layers.append(Layer(COMMAND_LINE, options))
     settings = stack_layers(keep_settings(layer, known) for layer in layers)
@@ -158,6 +167,18 @@ def _resolve_layers(layers: list[Layer], texts: Mapping[str, str], serial: bool)
     config = from_dict(nest(_with_environment(_with_types(values), environment)))
     check_consistency(config)
     return Resolution(config, [layer.recipe for layer in layers if layer.recipe], sources)
+
+
+def _chat_options(layers: Sequence[Layer]) -> ChatOptions:
+    """How layers have prompts rendered."""
+    arguments = {}
+    for layer in layers:
+        for full in argument_fields(layer.settings):
+            value = layer.settings[full]
+            if layer.source == COMMAND_LINE:
+                value = parse_argument(value)
+            arguments[full.removeprefix(f"{TEMPLATE_ARGUMENTS}.")] = value
+    return ChatOptions(find_last(layers, "model.system_prompt"), nest(arguments))
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -186,7 +207,7 @@ def _file_layer(file: Path) -> Layer:
 def _settings_of_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{full name: value} of a file's settings."""
     sections = {name.rpartition(".")[0] for name in all_settings()}
-    sections |= {ENVIRONMENT_SETTINGS, EVALUATION_SETS}
+    sections |= {ENVIRONMENT_SETTINGS, EVALUATION_SETS, TEMPLATE_ARGUMENTS}
     values = {full_name(name): value for name, value in flatten(tree).items()}
     if isinstance(values.get("env.name"), str):
         values["env.name"] = absolute_name(values["env.name"])
@@ -244,6 +265,7 @@ def _describe_misfits(values: Mapping[str, Any], environment: str) -> list[tuple
     tree = nest(_keep_chosen_types(values))
     misfits = list(find_misfits(nest(_keep_chosen_types(without_sets(values))), Config))
     misfits += find_set_misfits(values, environment)
+    misfits += find_argument_misfits(values)
     declared = settings_of_environment(environment)
     if declared is not None:
         own = value_at(tree, ENVIRONMENT_SETTINGS) or {}
@@ -368,6 +390,7 @@ def to_toml(config: Config, notes: Mapping[str, str] | None = None) -> str:
     section = ""
     known = all_settings() | environment_fields(config.env.name)
     known |= set_fields(config.eval.sets, config.env.name)
+    known |= argument_fields(values)
     for full, field in known.items():
         if full not in values:
             continue
@@ -432,6 +455,8 @@ _EXPECTED = {"BoolType": "true or false", "IntType": "a whole number", "FloatTyp
 def _parse_value(name: str, field: msgspec.inspect.Field, text: str) -> Any:
     """The text of a command-line value as the setting's type."""
     kind = kind_of(field)
+    if isinstance(kind, msgspec.inspect.AnyType):
+        return parse_argument(text)
     if isinstance(kind, msgspec.inspect.ListType):
         return [part.strip() for part in text.split(",") if part.strip()]
     try:

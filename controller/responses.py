@@ -86,6 +86,7 @@ def build_response(generation: Generation, control: ControlRecord) -> Response:
         events=_interventions(rule, length, control.steered),
         score=none_to_nan(turn_score(rule.scores[:length], control.mean, control.skip)),
         thinking=rule.thinking,
+        thought_start=rule.thought_start,
         epsilon=none_to_nan(rule.settings.epsilon if control.steered else None),
     )
 

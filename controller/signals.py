@@ -19,7 +19,7 @@ import zmq.asyncio
 
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.scores import Signal
-from controller.rules.thinking import ThinkingRule, ThinkingSettings
+from controller.rules.thinking import ThinkingRule, ThinkingSettings, ThinkTags
 from controller.think_tokens import ThinkTokens
 from engine.client import EngineClient, Sampling
 from engine.connection import NonFiniteError
@@ -225,7 +225,7 @@ class SignalRouter:
         nothing tells the tap which chunk of a prompt is the last (vLLM's V1 runner). Raises
         EngineError. `run` must be running.
         """
-        watched = WatchedTurn(ThinkingRule(PROBE_SETTINGS, -2, -2), InterventionMode.OBSERVE)
+        watched = WatchedTurn(ThinkingRule(PROBE_SETTINGS, ThinkTags()), InterventionMode.OBSERVE)
         # A name of this probe alone: another engine's signal, or an earlier one's, is no answer.
         name = f"probe-{token_hex(8)}"
         self.watch(name, watched)
@@ -347,10 +347,12 @@ class SignalRouter:
             self.interventions += 1
         if intervention is not None and watched.mode is InterventionMode.STEER:
             forced.append(
-                ForceTokens(turn_id=turn_id, tokens=tokens.closing_tokens, unless=tokens.close)
+                ForceTokens(
+                    turn_id=turn_id, tokens=tokens.closing_tokens, unless=tokens.tags.closing
+                )
             )
         if watched.early_test is not None and watched.early_test.observe(watched.rule.scores):
-            forced.append(ForceTokens(turn_id=turn_id, tokens=tokens.end[:1], unless=-1))
+            forced.append(ForceTokens(turn_id=turn_id, tokens=tokens.end[:1]))
         watched.check_complete()
         return forced
 

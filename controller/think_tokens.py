@@ -5,63 +5,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from config import ControlSection
-from controller.rules.thinking import RuleSpec, ThinkingSettings
+from controller.rules.thinking import RuleSpec, ThinkingSettings, ThinkTags
 from envs.base import Environment
-from protocol.prompting import read_turn_end, read_vocabulary
+from protocol.chat_template import THOUGHT_BEGIN, THOUGHT_END
+from protocol.prompting import Prompter, read_vocabulary
 
 UNCONTROLLED = ("off", "void")
-"""Modes of control that need no tags."""
+"""Modes of control that look at nothing."""
 
-NO_TOKEN = -1
-"""No token of any response."""
+STEERED = ("budget", "t2po", "t2po-token")
+"""Modes of control that carry out the interventions of the token-level rule."""
 
 
 @dataclass(frozen=True)
 class ThinkTokens:
     """Tokens that control looks for and forces, and how many there are."""
 
-    open: int  # <think>
-    close: int  # </think>
+    tags: ThinkTags
     closing_tokens: list[int]  # what is forced to end thinking
     end: list[int]  # end-of-turn tokens
     vocabulary: int  # tokens that the policy chooses from
 
 
-def load_think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> ThinkTokens:
-    """Look up the ids of the tags that control looks for and forces.
+def load_think_tokens(
+    model_dir: Path, prompter: Prompter, env: Environment, control: ControlSection
+) -> ThinkTokens:
+    """Look up the tokens of the tags that control looks for and forces.
 
-    `model_dir` holds the policy in Hugging Face's format. Raises ValueError when control needs a
-    tag that is not one token, or the policy's end of a turn is none. With control.on_cut "queue",
-    what is forced is how the environment's answers go on after a thought, up to the action itself.
+    `model_dir` holds the policy in Hugging Face's format, and `prompter` is its. Raises ValueError
+    when control of thoughts needs a tag that the tokenizer cannot spell. With control.on_cut
+    "queue", what is forced is how the environment's answers go on after a thought, up to the action
+    itself.
     """
-    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-    vocabulary = read_vocabulary(model_dir)
-    turn_end = read_turn_end(model_dir)
-    end = tokenizer.token_to_id(turn_end)
-    if end is None:
+    spellings = {tag: prompter.spell(tag) for tag in (THOUGHT_BEGIN, THOUGHT_END)}
+    missing = [tag for tag, spelled in spellings.items() if not spelled]
+    if missing and control.mode in STEERED:
         raise ValueError(
-            f"model.name: the tokenizer of {model_dir} has no token {turn_end}, which its "
-            "tokenizer_config.json names eos_token"
+            f"model.name: the tokenizer cannot spell {', '.join(missing)}, which control.mode "
+            f"{control.mode} looks for; set it to t2po-turn, void or off"
         )
-    think_open = tokenizer.token_to_id("<think>")
-    think_close = tokenizer.token_to_id("</think>")
-    if think_open is None or think_close is None:
-        if control.mode in UNCONTROLLED:
-            return ThinkTokens(NO_TOKEN, NO_TOKEN, [], [end], vocabulary)
-        ids = {"<think>": think_open, "</think>": think_close}
-        missing = [tag for tag, token in ids.items() if token is None]
-        raise ValueError(
-            f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or "
-            "set control.mode to off"
-        )
-    text = "</think>"
+    text = THOUGHT_END
     if control.on_cut != "close":
         text = answer_after_thought(env)
-    closing_tokens = tokenizer.encode(text, add_special_tokens=False).ids
-    return ThinkTokens(think_open, think_close, closing_tokens, [end], vocabulary)
+    return ThinkTokens(
+        ThinkTags(spellings[THOUGHT_BEGIN], spellings[THOUGHT_END], prompter.opens_thought),
+        prompter.encode([text])[0],
+        prompter.chat.end_tokens,
+        read_vocabulary(model_dir),
+    )
 
 
 def build_rule_spec(
@@ -79,7 +71,7 @@ def build_rule_spec(
         min_thinking=t2po.min_thinking,
         max_thinking=control.max_thinking,
     )
-    return RuleSpec(settings, tokens.open, tokens.close, tokens.closing_tokens)
+    return RuleSpec(settings, tokens.tags, tokens.closing_tokens)
 
 
 def answer_after_thought(env: Environment) -> str:

@@ -17,7 +17,7 @@ from config import Job
 from protocol.codec import FrameReader, Received, encode
 from protocol.delivery import DeliveryClient, DeliveryServer
 from protocol.messages import Message, Welcome
-from protocol.prompting import read_chat_template
+from protocol.prompting import load_prompter
 from protocol.security import bind, load_keys
 
 LEARNER = b"learner"
@@ -96,11 +96,12 @@ def build_welcome(job: Job) -> Welcome:
     learner_host = config.learner.host
     if learner_host == ANY_ADDRESS:
         learner_host = ""  # where the controller is
+    model_dir = Path(job.model_dir)
     return Welcome(
         environment=config.env.name,
         environment_settings=config.environment_settings(),
-        tokenizer_json=(Path(job.model_dir) / "tokenizer.json").read_bytes(),
-        chat_template=read_chat_template(Path(job.model_dir)),
+        tokenizer_json=(model_dir / "tokenizer.json").read_bytes(),
+        chat=load_prompter(model_dir, config.model.chat_options()).chat,
         learner_host=learner_host,
         learner_port=int(job.endpoints.trajectories.rsplit(":", 1)[1]),
         max_prompt_tokens=config.engine.max_model_len - 1,

@@ -37,6 +37,7 @@ from protocol.messages import (
     TurnResult,
     weights_file,
 )
+from protocol.prompting import load_prompter
 from protocol.security import load_keys
 from protocol.validation import Limits, validate_turn_request
 from telemetry.probes.clocks import IdleClock
@@ -337,7 +338,9 @@ def build_turn_service(
 ) -> TurnService:
     """Make the turn service of a shard (0: the controller), with its engines, signals and spans."""
     config = job.config
-    tokens = load_think_tokens(Path(job.model_dir), environment, config.control)
+    model_dir = Path(job.model_dir)
+    prompter = load_prompter(model_dir, config.model.chat_options())
+    tokens = load_think_tokens(model_dir, prompter, environment, config.control)
     signals = SignalRouter(
         context,
         job.endpoints.signals[shard],

@@ -22,7 +22,7 @@ from controller.rules.stall import LOOP, STUCK, Stall, find_stall, score_change
 from controller.rules.thinking import RuleSpec, ThinkingRule
 from controller.signals import InterventionMode, NoProgressError, SignalRouter, WatchedTurn
 from controller.streaming import StreamControl, StreamingController
-from controller.think_tokens import UNCONTROLLED, ThinkTokens, build_rule_spec
+from controller.think_tokens import STEERED, UNCONTROLLED, ThinkTokens, build_rule_spec
 from controller.thresholds import RESAMPLED_BY_ETA, Thresholds
 from engine.client import EngineClient, Sampling
 from engine.connection import EngineBusy, EngineError, NonFiniteError
@@ -42,8 +42,6 @@ from protocol.messages import (
 
 log = logging.getLogger(__name__)
 
-STEERED = ("budget", "t2po", "t2po-token")
-"""Modes of control that carry out the interventions of the token-level rule."""
 RECENT_DECISIONS = 20
 """How many recent control decisions the dashboard shows."""
 MAX_RETRIES = 2

@@ -34,7 +34,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-SCHEMA_VERSION = 6
+from protocol.chat_format import ChatFormat
+
+SCHEMA_VERSION = 7
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
@@ -113,7 +115,7 @@ class Welcome(Message, frozen=True):
     environment: str
     environment_settings: dict
     tokenizer_json: bytes  # the contents of tokenizer.json
-    chat_template: str
+    chat: ChatFormat
     learner_host: str  # empty: the one that the controller was reached at
     learner_port: int
     max_prompt_tokens: int  # a longer prompt leaves no room for a response
@@ -204,6 +206,7 @@ class Response(msgspec.Struct, array_like=True, frozen=True):
     thinking: int  # tokens in the thinking span
     epsilon: float = nan  # threshold of the token-level rule that was in force; NaN where none was
     eta: float = nan  # threshold of the turn-level rule, likewise
+    thought_start: int = 0  # position of the first token in the thinking span
 
     @property
     def length(self) -> int:
@@ -453,12 +456,12 @@ class ForceTokens(Message, frozen=True):
     """Asks the engine to force `tokens`, one after another, from its next step on.
 
     Nothing happens when the turn has finished, or when its response already ends the thinking span
-    by itself: when it contains the token `unless` (-1: no such condition).
+    by itself: when it contains one of the spellings `unless` of a tag, or has begun one.
     """
 
     turn_id: str
     tokens: list[int]
-    unless: int = -1
+    unless: tuple[tuple[int, ...], ...] = ()
 
 
 # --- measurement

@@ -5,29 +5,46 @@ Actors and demonstrations alike use it.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2.sandbox
+import msgspec
 from tokenizers import Tokenizer
 
+from protocol.chat_format import ChatFormat, ChatOptions
+from protocol.chat_template import THOUGHT_BEGIN, THOUGHT_END, ChatTemplate
 from protocol.model_json import read_model_json, text_config
-from protocol.tool_calls import to_json
+
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+"""Special tokens that templates know by name."""
+
+BEFORE_TAGS = ("", " ", "\n", ".", ". ", "!", "?", ",", ":", ";", ")", "]", '"', "'", "`", "*", "a")
+AFTER_TAGS = ("", " ", "\n", "\n\n", "<", "a", ".")
+"""Texts beside a tag, with which a tokenizer may join a part of it."""
 
 
 class Prompter:
-    """The tokenizer and the chat template of a Hugging Face directory."""
+    """The tokenizer and the chat template of a model."""
 
-    def __init__(self, tokenizer_json: bytes, chat_template: str) -> None:
+    def __init__(self, tokenizer_json: bytes, chat: ChatFormat) -> None:
+        """Raises ValueError for a template that cannot be rendered as `chat` says."""
         self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True
-        )
-        environment.globals["raise_exception"] = _raise_template_error
-        environment.filters["tojson"] = to_json
-        self._template = environment.from_string(chat_template)
+        self._template = ChatTemplate(chat)
+        self.chat = chat
+
+    @property
+    def opens_thought(self) -> bool:
+        """True if a response begins inside a thought, which its prompt has opened."""
+        return self._template.opens_thought
 
     def encode_prompt(self, message: str) -> list[int]:
         """Encode one user message, up to where the assistant's answer begins."""
@@ -35,13 +52,7 @@ class Prompter:
 
     def encode_prompts(self, messages: Sequence[str]) -> list[list[int]]:
         """Encode each message as `encode_prompt` does, faster for many."""
-        texts = [
-            self._template.render(
-                messages=[{"role": "user", "content": message}], add_generation_prompt=True
-            )
-            for message in messages
-        ]
-        return self.encode(texts)
+        return self.encode([self._template.render_prompt(message) for message in messages])
 
     def render(
         self,
@@ -51,12 +62,7 @@ class Prompter:
         add_generation_prompt: bool,
     ) -> str:
         """Render a conversation; ValueError with the reason of a template that refuses it."""
-        try:
-            return self._template.render(
-                messages=messages, tools=tools, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # whatever its expressions raise
-            raise ValueError(f"the chat template refuses a conversation: {error}") from None
+        return self._template.render(messages, tools, add_generation_prompt=add_generation_prompt)
 
     def special_tokens(self) -> dict[int, str]:
         """Texts of the special tokens, by id."""
@@ -73,21 +79,100 @@ class Prompter:
         return [encoding.ids for encoding in encodings]
 
     def decode(self, tokens: list[int]) -> str:
-        """Decode a response, without special tokens such as the end of the turn."""
+        """Decode tokens, without special ones such as the end of the turn."""
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def read_response(self, tokens: list[int]) -> str:
+        """Decode a response, with the thought that its prompt has begun.
+
+        One that has a thought of its own, after an empty one in the prompt, is as it stands.
+        """
+        ends = self.chat.end_tokens
+        length = len(tokens)
+        while length and tokens[length - 1] in ends:
+            length -= 1
+        response = self.decode(tokens[:length])
+        if not self.opens_thought and THOUGHT_BEGIN in response:
+            return response
+        return self._template.thought + response
+
+    def encode_responses(self, responses: Sequence[str]) -> list[list[int]]:
+        """Encode responses as the policy has to write them, to the end of the turn.
+
+        They are whole: what their prompt has of a thought is left out.
+        """
+        texts = [self._without_begun_thought(response) for response in responses]
+        return [[*tokens, *self.chat.end_tokens[:1]] for tokens in self.encode(texts)]
+
+    def _without_begun_thought(self, response: str) -> str:
+        if not self._template.thought:
+            return response
+        begins = response.startswith(THOUGHT_BEGIN)
+        if self.opens_thought and not begins:
+            return f"{THOUGHT_END}\n{response}"
+        if self.opens_thought:
+            return response.removeprefix(THOUGHT_BEGIN)
+        _, end, answer = response.partition(THOUGHT_END)
+        if begins and end:
+            return answer.lstrip()
+        return response
+
+    def spell(self, tag: str) -> tuple[tuple[int, ...], ...]:
+        """Find the token ids that a tag may have, by what stands beside it.
+
+        They are many where it is no token of its own, and none where the tokenizer cannot spell it.
+        """
+        texts = [(before, before + tag + after) for before in BEFORE_TAGS for after in AFTER_TAGS]
+        encodings = self._tokenizer.encode_batch(
+            [text for _, text in texts], add_special_tokens=False
+        )
+        spellings: dict[tuple[int, ...], None] = {}
+        for (before, _), encoding in zip(texts, encodings, strict=True):
+            begin = len(before)
+            end = begin + len(tag)
+            tokens = tuple(
+                token
+                for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+                if start < end and stop > begin
+            )
+            if tag in self._tokenizer.decode(list(tokens), skip_special_tokens=False):
+                spellings[tokens] = None
+        return tuple(spellings)
+
+
+def load_prompter(model_dir: Path, options: ChatOptions | None = None) -> Prompter:
+    """Load the prompter of a Hugging Face directory.
+
+    Raises ValueError if it has no chat template, one that `options` do not fit, or no token that
+    ends a turn.
+    """
+    tokenizer_json = (model_dir / "tokenizer.json").read_bytes()
+    chat = read_chat_format(model_dir, options)
+    turn_end = ChatTemplate(chat).find_turn_end().lstrip()
+    ends = _find_end_tokens(model_dir, Tokenizer.from_str(tokenizer_json.decode()), turn_end)
+    return Prompter(tokenizer_json, msgspec.structs.replace(chat, end_tokens=ends))
+
+
+def read_chat_format(model_dir: Path, options: ChatOptions | None = None) -> ChatFormat:
+    """Read how a model is talked to, but for its end tokens; ValueError for no chat template."""
+    options = options or ChatOptions()
+    return ChatFormat(
+        template=read_chat_template(model_dir),
+        special_tokens=_read_special_tokens(model_dir),
+        arguments=dict(options.arguments),
+        system_prompt=options.system_prompt,
+    )
 
 
 def read_chat_template(model_dir: Path) -> str:
     """Read the chat template of a Hugging Face directory, in either place where it may stand.
 
-    Of several it is the one named "default". The special tokens that it names are set in it.
-    Raises ValueError without one.
+    Of several it is the one named "default". Raises ValueError without one.
     """
-    settings = _read_tokenizer_settings(model_dir)
-    template = settings.get("chat_template")
     file = model_dir / "chat_template.jinja"
     if file.exists():
-        template = file.read_text()
+        return file.read_text("utf-8")
+    template = _read_if_there(model_dir / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         template = {named.get("name"): named.get("template") for named in template}.get("default")
     if not isinstance(template, str):
@@ -95,25 +180,7 @@ def read_chat_template(model_dir: Path) -> str:
             f"model.name: {model_dir} has no chat template (chat_template.jinja, or in "
             "tokenizer_config.json)"
         )
-    for name in ("eos_token", "bos_token"):
-        token = _token_text(settings.get(name))
-        if name in template and token:
-            text = json.dumps(token)
-            template = f"{{% set {name} = {text} %}}{template}"
     return template
-
-
-def read_turn_end(model_dir: Path) -> str:
-    """Read the token that ends the policy's turns: eos_token of tokenizer_config.json.
-
-    Raises ValueError without one.
-    """
-    token = _token_text(_read_tokenizer_settings(model_dir).get("eos_token"))
-    if not token:
-        raise ValueError(
-            f"model.name: {model_dir} has no tokenizer_config.json that names its eos_token"
-        )
-    return token
 
 
 def read_vocabulary(model_dir: Path) -> int:
@@ -128,8 +195,57 @@ def read_vocabulary(model_dir: Path) -> int:
     return width
 
 
-def _read_tokenizer_settings(model_dir: Path) -> dict:
-    file = model_dir / "tokenizer_config.json"
+def _read_special_tokens(model_dir: Path) -> dict[str, str]:
+    """Read the texts of special tokens by their names.
+
+    As in transformers, a file of their own counts where the settings list no added tokens.
+    """
+    settings = _read_if_there(model_dir / "tokenizer_config.json")
+    if "added_tokens_decoder" not in settings:
+        settings |= _read_if_there(model_dir / "special_tokens_map.json")
+    texts = {name: _token_text(settings.get(name)) for name in SPECIAL_TOKENS}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _find_end_tokens(model_dir: Path, tokenizer: Tokenizer, turn_end: str) -> list[int]:
+    """Find the tokens that end a response: first the one that `turn_end` begins with, if any.
+
+    The others are those of the tokenizer's settings, and of the model's for generation.
+    """
+    ends: dict[int, None] = {}
+    after_answer = tokenizer.encode(turn_end, add_special_tokens=False).ids[:1]
+    added = tokenizer.get_added_tokens_decoder()
+    ends |= {token: None for token in after_answer if token in added and added[token].special}
+    named = _read_special_tokens(model_dir).get("eos_token")
+    if named is not None:
+        token = tokenizer.token_to_id(named)
+        if token is None:
+            raise ValueError(
+                f"model.name: the tokenizer of {model_dir} has no token {named}, which its "
+                "tokenizer_config.json names eos_token"
+            )
+        ends[token] = None
+    ends |= dict.fromkeys(_read_end_tokens(model_dir))
+    if not ends:
+        raise ValueError(
+            f"model.name: {model_dir} names no token that ends a turn: eos_token in "
+            "tokenizer_config.json, or eos_token_id in generation_config.json"
+        )
+    return list(ends)
+
+
+def _read_end_tokens(model_dir: Path) -> Iterator[int]:
+    """Yield the end tokens of generation_config.json and config.json."""
+    for name in ("generation_config.json", "config.json"):
+        tokens = _read_if_there(model_dir / name).get("eos_token_id")
+        if isinstance(tokens, int):
+            yield tokens
+        elif tokens:
+            yield from tokens
+
+
+def _read_if_there(file: Path) -> dict[str, Any]:
+    """Read a file of a model; an empty table if it is not there. Raises ValueError for no JSON."""
     if not file.exists():
         return {}
     return read_model_json(file)
@@ -140,14 +256,3 @@ def _token_text(token: str | dict | None) -> str:
     if isinstance(token, dict):
         token = token.get("content")
     return token or ""
-
-
-def _raise_template_error(reason: str) -> None:
-    raise ValueError(
-        f"model.name: the chat template refuses a single message of the user: {reason}"
-    )
-
-
-def load_prompter(model_dir: Path) -> Prompter:
-    """Load the prompter of a Hugging Face directory; ValueError if it has no chat template."""
-    return Prompter((model_dir / "tokenizer.json").read_bytes(), read_chat_template(model_dir))

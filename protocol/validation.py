@@ -218,6 +218,8 @@ def _validate_response(response: Response, limits: Limits, version: int) -> str 
         return f"signals of {len(response.signals)} bytes for {length} tokens"
     if not 0 <= response.thinking <= limits.context:
         return f"{response.thinking} thinking tokens"
+    if not 0 <= response.thought_start <= limits.context:
+        return f"a thought that begins at token {response.thought_start}"
     return _validate_spans(response, version)
 
 

@@ -397,7 +397,7 @@ def _check_expert(
 
 def _check_fits(config: Config, directory: Path, environment: Environment) -> None:
     """Raise ValueError for a model whose template, tokens or context do not fit the environment."""
-    prompter = load_prompter(directory)
+    prompter = load_prompter(directory, config.model.chat_options())
     token_count = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size()
     vocabulary = read_vocabulary(directory)
     if token_count > vocabulary:
@@ -405,7 +405,7 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
             f"model.name: the tokenizer of {directory} has {token_count} tokens, but the model "
             f"chooses from {vocabulary}"
         )
-    load_think_tokens(directory, environment, config.control)
+    load_think_tokens(directory, prompter, environment, config.control)
     answer = environment.format_response("I look around.", "look around")
     if prompter.decode(prompter.encode([answer])[0]).strip() != answer.strip():
         raise ValueError(

@@ -20,6 +20,7 @@ from config.model import NAMED_MODELS
 from config.options import environment_fields, flatten
 from config.resolve import Resolution, full_name, locate_environment, resolve_recorded
 from config.sets import EVALUATION_SETS
+from config.template_arguments import TEMPLATE_ARGUMENTS
 from learner.checkpoint_damage import archive_damaged, newest_undamaged
 from protocol.messages import SCHEMA_VERSION
 from protocol.model_json import read_model_json, text_config
@@ -30,6 +31,7 @@ FIXED_REASONS = {
     "run.seed": "chooses the tasks of the groups that are under way",
     "env.name": "is what its curve is of",
     "model.name": "is what its weights are of",
+    "model.system_prompt": "is in all its prompts",
     "sampling.temperature": "is what the log-probs of its episodes are at",
     "learner.group_size": "is the size of the groups that are under way",
     "learner.lora_rank": "is what its adapters have",
@@ -97,7 +99,7 @@ def resolve_resumed(run_dir: Path, overrides: dict[str, str]) -> tuple[Resolutio
 def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that differ: name -> (value before, value after).
 
-    Of an evaluation set that is new, the values before are empty.
+    Of an evaluation set or an argument of the template that is new, the values before are empty.
     """
     values_before = flatten(msgspec.to_builtins(before))
     values_after = flatten(msgspec.to_builtins(after))
@@ -109,7 +111,8 @@ def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]
     added = {
         name: ("", value)
         for name, value in values_after.items()
-        if name.startswith(f"{EVALUATION_SETS}.") and name not in values_before
+        if name.startswith((f"{EVALUATION_SETS}.", f"{TEMPLATE_ARGUMENTS}."))
+        and name not in values_before
     }
     return changed | added
 
@@ -121,6 +124,8 @@ def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Co
         reason = ""
     if name.startswith("model.tiny.") and recorded.model.name == "tiny":
         reason = FIXED_REASONS["model.name"]
+    if name.startswith(f"{TEMPLATE_ARGUMENTS}."):
+        reason = "is what its prompts are made with"
     if name.startswith("env.settings.") and name != "env.settings.url":
         reason = "belongs to the tasks that its curve is of"
     if name == "learner.kl_coef" and not before:

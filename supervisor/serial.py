@@ -203,7 +203,7 @@ async def _run_actors(job: Job, context: zmq.asyncio.Context) -> None:
     environments = make_environments(
         welcome.environment, welcome.environment_settings, welcome.settings_by_set
     )
-    prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
+    prompter = Prompter(welcome.tokenizer_json, welcome.chat)
     async with asyncio.TaskGroup() as group:
         for _ in range(job.config.actor.count):
             actor = Actor(context, job.endpoints.actors, welcome, environments, prompter, keys)

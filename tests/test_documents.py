@@ -22,6 +22,7 @@ from config.options import (
 from config.recipes import RECIPE_OPTION
 from config.resolve import parse_overrides, resolve
 from config.sets import set_fields
+from config.template_arguments import TEMPLATE_ARGUMENTS
 from envs.registry import BUILT_IN_SETTINGS, environment_names
 from protocol import messages
 from supervisor.cli.commands import COMMANDS
@@ -84,7 +85,9 @@ def setting_names() -> set[str]:
         for environment in BUILT_IN_SETTINGS
         for name in set_fields(["NAME", "unseen", "seen", "test"], environment)
     }
-    return own | of_sets | {"env.settings", "eval.sets", *all_settings(), *tagged_sections()}
+    open_sections = {"env.settings", "eval.sets", TEMPLATE_ARGUMENTS}
+    own |= {f"{TEMPLATE_ARGUMENTS}.enable_thinking"}
+    return own | of_sets | {*open_sections, *all_settings(), *tagged_sections()}
 
 
 def known_options() -> set[str]:

@@ -11,6 +11,7 @@ clock, no IO, so that recorded signals replay to the same decisions, here and in
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,17 +45,61 @@ class ThinkingSettings(msgspec.Struct, frozen=True, array_like=True):
     max_thinking: int  # L_max, tokens
 
 
+Spelling = tuple[int, ...]
+"""Token ids of a tag, of which a tokenizer may have several by what stands beside the tag."""
+
+
+class ThinkTags(msgspec.Struct, frozen=True, array_like=True):
+    """The tags of a thought, as the policy may spell them, and where a response begins."""
+
+    opening: tuple[Spelling, ...] = ()
+    closing: tuple[Spelling, ...] = ()
+    begins_inside: bool = False  # the prompt has opened the thought
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest spelling."""
+        return max(map(len, (*self.opening, *self.closing)), default=1)
+
+
+def contains_tag(tokens: Sequence[int], spellings: tuple[Spelling, ...]) -> bool:
+    """Say whether the tokens contain a tag in one of its spellings."""
+    by_last_token = _by_last_token(spellings)
+    return any(
+        tuple(tokens[max(0, end - len(spelling)) : end]) == spelling
+        for end, token in enumerate(tokens, start=1)
+        for spelling in by_last_token.get(token, ())
+    )
+
+
+def ends_within_tag(tokens: Sequence[int], spellings: tuple[Spelling, ...]) -> bool:
+    """Say whether the last tokens begin a tag which has several, and is not complete."""
+    return any(
+        len(tokens) >= begun and tuple(tokens[-begun:]) == spelling[:begun]
+        for spelling in spellings
+        for begun in range(1, len(spelling))
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _by_last_token(spellings: tuple[Spelling, ...]) -> dict[int, list[Spelling]]:
+    """Return the spellings of a tag by their last token."""
+    table: dict[int, list[Spelling]] = {}
+    for spelling in spellings:
+        table.setdefault(spelling[-1], []).append(spelling)
+    return table
+
+
 class RuleSpec(msgspec.Struct, frozen=True, array_like=True):
     """The rule of a turn, with all that the engine needs to carry it out by itself."""
 
     settings: ThinkingSettings
-    think_open: int
-    think_close: int
+    tags: ThinkTags
     closing_tokens: list[int]  # what an intervention forces
 
     def build(self) -> ThinkingRule:
         """Make a fresh rule, for a response of which nothing has been generated."""
-        return ThinkingRule(self.settings, self.think_open, self.think_close)
+        return ThinkingRule(self.settings, self.tags)
 
 
 @dataclass(frozen=True)
@@ -75,8 +120,7 @@ class ThinkingRule:
     """
 
     settings: ThinkingSettings
-    think_open: int  # token id of <think>
-    think_close: int  # token id of </think>
+    tags: ThinkTags
     scores: list[float] = field(default_factory=list)
     """M_t of each position; NaN where a frame was lost."""
     signals: list[SignalValues] = field(default_factory=list)
@@ -85,6 +129,8 @@ class ThinkingRule:
     """True for each position whose token was forced."""
     thinking: int = 0
     """Tokens inside the thinking span so far."""
+    thought_start: int = 0
+    """Position of the first of them."""
     last_statistic: float | None = None
     """Value that was compared with epsilon at the last token; None if none was."""
     min_statistic: float | None = None
@@ -95,8 +141,12 @@ class ThinkingRule:
         settings = self.settings
         self._score = make_score(settings.score, settings.alpha, settings.vocabulary)
         self._deltas: deque[float] = deque(maxlen=settings.window + 1)
-        self._inside = False
+        self._inside = self.tags.begins_inside
         self._closed = False
+        self._opening = _by_last_token(self.tags.opening)
+        self._closing = _by_last_token(self.tags.closing)
+        self._longest = self.tags.longest
+        self._recent: Spelling = ()  # the last tokens, as many as a tag has at most
 
     def observe(self, signal: Signal) -> Intervention | None:
         """Decide before the token at the signal's position is sampled.
@@ -107,6 +157,7 @@ class ThinkingRule:
             return None
         while len(self.scores) < signal.position:  # frames may be dropped under overload
             self._append(nan, NO_SIGNAL, forced=False)
+            self._recent = ()
         previous_score = self.scores[-1] if self.scores else nan
         score = self._score.observe(signal)
         values = (signal.entropy, signal.confidence, signal.top_log_prob)
@@ -115,12 +166,16 @@ class ThinkingRule:
         self.last_statistic = None
         if not self._inside:
             return None
+        if not self.thinking:
+            self.thought_start = signal.position
         self.thinking += 1
         if not isnan(previous_score):
             self._deltas.append(abs(score - previous_score))
         if self.intervention is not None:
             return None
-        self.intervention = self._decide(signal.position)
+        intervention = self._decide(signal.position)
+        if intervention is not None and not ends_within_tag(self._recent, self.tags.closing):
+            self.intervention = intervention
         return self.intervention
 
     def force(self, tokens: Sequence[int]) -> None:
@@ -139,11 +194,17 @@ class ThinkingRule:
         self.forced.append(forced)
 
     def _follow_span(self, previous: int) -> None:
-        if previous == self.think_open and not self._closed:
+        self._recent = (*self._recent, previous)[-self._longest :]
+        if self._ends_with(self._opening, previous) and not self._closed:
             self._inside = True
-        elif previous == self.think_close:
+        elif self._ends_with(self._closing, previous):
             self._inside = False
             self._closed = True
+
+    def _ends_with(self, spellings: dict[int, list[Spelling]], last: int) -> bool:
+        return any(
+            self._recent[-len(spelling) :] == spelling for spelling in spellings.get(last, ())
+        )
 
     def _decide(self, position: int) -> Intervention | None:
         settings = self.settings

@@ -129,7 +129,7 @@ class Generator:
     @property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a response."""
-        end = self.model.config.eos_token_id
+        end = self.model.generation_config.eos_token_id
         if end is None:
             return frozenset()
         if isinstance(end, list):

@@ -10,6 +10,7 @@ import numpy as np
 import zmq
 
 from controller.rules.scores import Signal
+from controller.rules.thinking import contains_tag, ends_within_tag
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.codec import FrameReader, encode
 from protocol.messages import ForceTokens, SignalFrame
@@ -158,8 +159,8 @@ class ForcedQueue:
 def takes_effect(command: ForceTokens, response: Sequence[int], vocabulary: int) -> bool:
     """Say whether to carry out a command.
 
-    It is not carried out when the response already contains `unless`, nor with tokens that do not
-    exist.
+    It is not carried out when the response already contains the tag `unless`, or has begun it, nor
+    with tokens that do not exist.
     """
     if any(not 0 <= token < vocabulary for token in command.tokens):
         log.warning(
@@ -168,4 +169,6 @@ def takes_effect(command: ForceTokens, response: Sequence[int], vocabulary: int)
             vocabulary,
         )
         return False
-    return command.unless not in response
+    return not contains_tag(response, command.unless) and not ends_within_tag(
+        response, command.unless
+    )

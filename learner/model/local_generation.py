@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from config import Decoding
-from learner.model.policy import load_policy, load_tokenizer
-from protocol.prompting import load_prompter, read_turn_end
+from learner.model.policy import load_policy
+from protocol.chat_format import ChatOptions
+from protocol.prompting import load_prompter
 
 
 @runtime_checkable
@@ -28,27 +29,34 @@ class _Generates(Protocol):
 class LocalGenerator:
     """The policy in a Hugging Face directory."""
 
-    def __init__(self, directory: Path, decoding: Decoding, max_tokens: int, seed: int) -> None:
-        """ValueError for a model that cannot generate."""
+    def __init__(
+        self,
+        directory: Path,
+        decoding: Decoding,
+        max_tokens: int,
+        seed: int,
+        chat: ChatOptions | None = None,
+    ) -> None:
+        """ValueError for a model that cannot generate, or a template that `chat` does not fit."""
         model = load_policy(directory).eval()
         if not isinstance(model, _Generates):
             raise ValueError(f"model.name: a {type(model).__name__} cannot generate")
         self._model = model
-        self._prompter = load_prompter(directory)
-        end = load_tokenizer(directory).token_to_id(read_turn_end(directory))
+        self._prompter = load_prompter(directory, chat)
+        ends = self._prompter.chat.end_tokens
         sampling: dict[str, object] = {"do_sample": False}
         if not decoding.greedy:
             sampling = {"do_sample": True, **decoding._asdict()}
         self._generation = GenerationConfig(
-            max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end, **sampling
+            max_new_tokens=max_tokens, eos_token_id=ends, pad_token_id=ends[0], **sampling
         )
         torch.manual_seed(seed)
 
     @torch.inference_mode()
     def __call__(self, message: str) -> str:
-        """Return the response to one user message."""
+        """Return the response to one user message, with the thought that its prompt begins."""
         prompt = torch.tensor([self._prompter.encode_prompt(message)])
         tokens = self._model.generate(
             prompt, attention_mask=torch.ones_like(prompt), generation_config=self._generation
         )
-        return self._prompter.decode(tokens[0, prompt.shape[1] :].tolist())
+        return self._prompter.read_response(tokens[0, prompt.shape[1] :].tolist())

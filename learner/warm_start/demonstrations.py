@@ -160,17 +160,16 @@ class NoDemonstrations(RuntimeError):
 class TurnTokenizer:
     """Makes samples of supervised learning from turns' texts, in the policy's chat format."""
 
-    def __init__(self, prompter: Prompter, turn_end: str) -> None:
+    def __init__(self, prompter: Prompter) -> None:
         self._prompter = prompter
-        self._turn_end = turn_end
 
     def tokenize_turns(self, turns: Sequence[tuple[str, str]]) -> list[TrainingSample]:
         """Make one sample a turn, in which every token of the response is learned.
 
-        The end of the turn is a token of its response.
+        The end of the turn is a token of its response. What a prompt has of a thought is none.
         """
         prompts = self._prompter.encode_prompts([prompt for prompt, _ in turns])
-        responses = self._prompter.encode([response + self._turn_end for _, response in turns])
+        responses = self._prompter.encode_responses([response for _, response in turns])
         return [
             _build_sample(np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32))
             for prompt, response in zip(prompts, responses, strict=True)

@@ -24,12 +24,15 @@ from learner.publish import sha256_of
 from learner.warm_start.demonstrations import TurnTokenizer
 from learner.warm_start.warm_start import ReportProgress, warm_start
 from protocol.files import atomic_replace
-from protocol.prompting import load_prompter, read_turn_end
+from protocol.prompting import load_prompter
 
 log = logging.getLogger(__name__)
 
 LOCK_POLL_S = 1.0
 """Seconds between two tries to lock what another process has locked."""
+
+CHAT_FILES = ("chat_template.jinja", "tokenizer_config.json", "generation_config.json")
+"""Files of a model that say how it is talked to, and where its turns end."""
 
 _NO_LOCK = (
     "run.cache_dir: %s cannot be locked (%s): another run may make the same warm start beside "
@@ -92,7 +95,8 @@ def policy_digest(config: Config, model_dir: Path) -> str:
     digest = hashlib.sha256(msgspec.json.encode(settings))
     digest.update(source_of_environment(config.env.name))
     weights = sorted(model_dir.glob("*.safetensors"))
-    for path in (model_dir / "tokenizer.json", model_dir / "config.json", *weights):
+    files = [model_dir / name for name in CHAT_FILES if (model_dir / name).is_file()]
+    for path in (model_dir / "tokenizer.json", model_dir / "config.json", *files, *weights):
         digest.update(sha256_of(path).encode())
     return digest.hexdigest()[:16]
 
@@ -102,7 +106,7 @@ def _warm_start_and_keep(
 ) -> None:
     """Warm-start `model` in place; keep it as `kept`, which is there in full or not at all."""
     model_dir = Path(job.model_dir)
-    turn_tokenizer = TurnTokenizer(load_prompter(model_dir), read_turn_end(model_dir))
+    turn_tokenizer = TurnTokenizer(load_prompter(model_dir, job.config.model.chat_options()))
     stats = warm_start(model, turn_tokenizer, job.config, report)
     log.info("warm start: %s", json.dumps(stats))
     for abandoned in kept.parent.glob(f".{kept.name}-*"):

@@ -88,7 +88,7 @@ class CharacterPrompter:
         """Code points of a prompt."""
         return [ord(character) for character in message]
 
-    def decode(self, tokens: list[int]) -> str:
+    def read_response(self, tokens: list[int]) -> str:
         """The text of code points."""
         return "".join(map(chr, tokens))
 

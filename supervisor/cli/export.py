@@ -303,9 +303,14 @@ def _usage(record: TrainingRecord) -> Iterator[str]:
     yield 'directory = "."  # or the name on the hub'
     yield "tokenizer = AutoTokenizer.from_pretrained(directory)"
     yield "model = AutoModelForCausalLM.from_pretrained(directory)"
+    model = record.config.model
     yield 'messages = [{"role": "user", "content": prompt}]  # as below'
+    if model.system_prompt:
+        yield f'messages.insert(0, {{"role": "system", "content": {model.system_prompt!r}}})'
+    yield f"arguments = {model.template_arguments!r}  # of the chat template"
     yield "inputs = tokenizer.apply_chat_template("
-    yield '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True'
+    yield '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True,'
+    yield "    **arguments,"
     yield ")"
     yield f"decoding = dict({arguments})  # as in the run's evaluations"
     yield "output = model.generate("

@@ -19,8 +19,9 @@ from config.resolve import parse_overrides, resolve
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
 from envs.view import AgentView
+from protocol.chat_format import ChatOptions
 from supervisor.job import build_environment, environment_errors
-from supervisor.models import find_checkpoint
+from supervisor.models import Checkpoint, find_checkpoint
 
 ACTION_COLUMNS = 2
 
@@ -165,7 +166,11 @@ def _build_model_player(config: Config, environment: Environment, watch: str) ->
     from learner.model.local_generation import LocalGenerator  # torch takes seconds to load
 
     generate = LocalGenerator(
-        directory, config.decoding(evaluation=True), config.sampling.max_tokens, config.run.seed
+        directory,
+        config.decoding(evaluation=True),
+        config.sampling.max_tokens,
+        config.run.seed,
+        _chat_options(config, checkpoint),
     )
 
     def choose(view: AgentView) -> Move:
@@ -174,6 +179,17 @@ def _build_model_player(config: Config, environment: Environment, watch: str) ->
         return Move(parsed.action, response, parsed.valid)
 
     return choose
+
+
+def _chat_options(config: Config, checkpoint: Checkpoint | None) -> ChatOptions:
+    """How prompts are rendered: as the settings say, or else as those of the checkpoint's run."""
+    options = config.model.chat_options()
+    if any(options) or checkpoint is None:
+        return options
+    file = checkpoint.run_dir / "config.toml"
+    if not file.is_file():
+        return options
+    return resolve(file).model.chat_options()
 
 
 def _ask(environment: Environment, view: AgentView, console: Console) -> Move | None:

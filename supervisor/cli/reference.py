@@ -36,6 +36,7 @@ from config.options import (
     kind_of,
 )
 from config.sets import EVALUATION_SETS, set_fields
+from config.template_arguments import TEMPLATE_ARGUMENTS
 from envs.registry import BUILT_IN_SETTINGS
 from protocol import messages
 from protocol.files import atomic_write
@@ -105,9 +106,18 @@ def settings_page() -> str:
         parts += _section(field.name, kind_of(field))
         if field.name == "env":
             parts += _environments()
+        if field.name == "model":
+            parts += _template_arguments()
         if field.name == "eval":
             parts += _evaluation_sets()
     return "\n".join(parts)
+
+
+def _template_arguments() -> Iterator[str]:
+    yield f"## [{TEMPLATE_ARGUMENTS}]"
+    yield ""
+    yield "Arguments of the model's chat template, by its own names, as `enable_thinking = false`."
+    yield ""
 
 
 def _environments() -> Iterator[str]:

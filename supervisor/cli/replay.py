@@ -28,6 +28,7 @@ from controller.rules.thinking import Intervention, RuleSpec
 from controller.think_tokens import ThinkTokens, build_rule_spec, load_think_tokens
 from protocol.arrays import INT32, finite_or_none, none_to_nan, unpack
 from protocol.messages import ControlEvent, Response, StopReason, Trajectory
+from protocol.prompting import load_prompter
 from supervisor.job import build_environment
 from supervisor.recording import EPISODES_DIR, read_episodes, recorded_job
 from telemetry.html.episode_view import describe_outcome
@@ -96,7 +97,12 @@ class Recording:
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         environment = build_environment(self.config)
-        self.tokens: ThinkTokens = load_think_tokens(model_dir, environment, self.config.control)
+        self.tokens: ThinkTokens = load_think_tokens(
+            model_dir,
+            load_prompter(model_dir, self.config.model.chat_options()),
+            environment,
+            self.config.control,
+        )
 
     def episodes(self) -> Iterator[Trajectory]:
         """The episodes in the order in which they ended."""

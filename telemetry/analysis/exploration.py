@@ -192,12 +192,12 @@ class FlatTail(NamedTuple):
     flat: int
 
 
-def flat_tail(uncertainty: Sequence[float] | np.ndarray, thinking: int) -> FlatTail | None:
+def flat_tail(uncertainty: Sequence[float] | np.ndarray) -> FlatTail | None:
     """How much of a thought came after its uncertainty had settled; None without a signal.
 
-    The thought is the `thinking` tokens after the first of the response, which is <think>.
+    `uncertainty`: M_t of its tokens, NaN where there is none.
     """
-    signal = [float(m) for m in uncertainty[1 : thinking + 1] if isfinite(m)]
+    signal = [float(m) for m in uncertainty if isfinite(m)]
     if len(signal) < 2:
         return None
     last_change = 0
@@ -258,7 +258,9 @@ def _count_tokens(turn: Turn, counts: ExplorationCounts) -> None:
     counts.rejected_tokens += rejected
     for attempt in (turn.kept, *turn.rejected):
         counts.forced_tokens += int(attempt.forced().sum())
-    tail = flat_tail(unpack(turn.kept.uncertainty, FLOAT16), turn.kept.thinking)
+    begin = turn.kept.thought_start
+    thought = slice(begin, begin + turn.kept.thinking)
+    tail = flat_tail(unpack(turn.kept.uncertainty, FLOAT16)[thought])
     if tail is not None:
         counts.thinking += tail.thinking
         counts.flat += tail.flat

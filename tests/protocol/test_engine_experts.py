@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zmq.asyncio
 
+from controller.rules.thinking import ThinkTags
 from controller.signals import SignalRouter
 from controller.think_tokens import ThinkTokens
 from engine.client import EngineClient
@@ -96,7 +97,9 @@ async def test_probe_of_an_idle_engine_with_chunked_prefill_finds_the_tap(
     """Nothing is generated after it, so that no later step brings what was held back."""
     running, _ = server
     context = zmq.asyncio.Context()
-    router = SignalRouter(context, running.signals, ThinkTokens(-1, -1, [], [], VOCABULARY), 1024)
+    router = SignalRouter(
+        context, running.signals, ThinkTokens(ThinkTags(), [], [], VOCABULARY), 1024
+    )
     reading = asyncio.create_task(router.run())
     client = EngineClient(running.url, KEY)
     try:

@@ -24,16 +24,17 @@ from tests.fixtures.engines import (
     vllm_server,
     watching,
 )
+from tests.fixtures.messages import make_tags
 
 
 def rule_for(first: int, queue: list[int], epsilon: float) -> RuleSpec:
-    """A rule that takes the token `first` for <think>, and cuts a few tokens after it."""
-    return RuleSpec(
-        ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25),
-        first,
-        VOCABULARY - 1,
-        queue,
-    )
+    """A rule that takes the token `first` for <think>, and cuts a few tokens after it.
+
+    With a negative one, the prompt has opened the thought.
+    """
+    tags = make_tags(first, VOCABULARY - 1, begins_inside=first < 0)
+    settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25)
+    return RuleSpec(settings, tags, queue)
 
 
 async def test_rule_in_the_engine_decides_as_the_controller_would_at_once(
@@ -44,7 +45,9 @@ async def test_rule_in_the_engine_decides_as_the_controller_would_at_once(
     turns = []
     for i in range(9):
         same = {"max_tokens": 60, "seed": i, "prompt": some_prompt(f"rule {i}")}
-        first = (await engine.start(**same)[2]).tokens[0]
+        first = -1
+        if i < 6:
+            first = (await engine.start(**same)[2]).tokens[0]
         rule = rule_for(first, queue, epsilon=(0.05, 0.1, -1.0)[i % 3])
         turns.append((engine.start(**same, rule=rule), rule))
     decided = 0

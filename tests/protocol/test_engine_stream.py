@@ -21,6 +21,7 @@ from engine.client import EngineClient, EngineError, EngineUnreachable, Sampling
 from engine.constants import ALIVE_HEADER
 from engine.plugin import auth as gate
 from tests.fixtures.engines import KEY, TOP_J, VOCABULARY, Engine, some_prompt
+from tests.fixtures.messages import make_tags
 from tests.fixtures.servers import serve_app
 
 
@@ -31,7 +32,7 @@ def sampling(seed: int, max_tokens: int = 60) -> Sampling:
 def rule_for(first: int, epsilon: float) -> RuleSpec:
     """A rule that takes the token `first` for <think>."""
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25)
-    return RuleSpec(settings, first, VOCABULARY - 1, [VOCABULARY - 1, 22])
+    return RuleSpec(settings, make_tags(first, VOCABULARY - 1), [VOCABULARY - 1, 22])
 
 
 async def streamed(

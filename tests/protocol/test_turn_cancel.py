@@ -21,7 +21,7 @@ from tests.fixtures.turns import (
 
 async def test_a_canceled_stream_ends_its_turn_in_the_engine(bench: TurnBench) -> None:
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, -1.0, 4, 25)
-    delegated = RuleSpec(settings, TOKENS.open, TOKENS.close, TOKENS.closing_tokens)
+    delegated = RuleSpec(settings, TOKENS.tags, TOKENS.closing_tokens)
     rule = delegated.build()
     streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=30.0)
     sampling = Sampling(max_tokens=900, cache_salt="gone", seed=1)

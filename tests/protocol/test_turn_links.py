@@ -50,7 +50,7 @@ async def test_turn_records_the_kept_response_however_the_link_is_cut(
         return observe(frame)
 
     bench.router.observe = count_rows
-    prompt = [*some_prompt("cut", tokens=20), TOKENS.open]
+    prompt = [*some_prompt("cut", tokens=20), TOKENS.tags.opening[0][0]]
     async with open_proxy(bench.url) as proxy:
         engines = EnginePool([proxy.url], key=KEY)
         runner = bench.runner(

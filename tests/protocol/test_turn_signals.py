@@ -19,6 +19,7 @@ from protocol.messages import (
     TurnResult,
 )
 from tests.fixtures.engines import VOCABULARY
+from tests.fixtures.messages import make_tags
 from tests.fixtures.turns import (
     TurnBench,
     by_tap_and_stream,
@@ -58,7 +59,8 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
     for turn in ("goes on", "waits"):
         bench.router.watch(
-            turn, WatchedTurn(RuleSpec(settings, 1, 2, []).build(), InterventionMode.OBSERVE)
+            turn,
+            WatchedTurn(RuleSpec(settings, make_tags(1, 2), []).build(), InterventionMode.OBSERVE),
         )
     never = asyncio.Event().wait()
     waiting = asyncio.create_task(
@@ -81,7 +83,7 @@ async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_change
     need minutes and its memory.
     """
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
-    rule = RuleSpec(settings, 1, 2, []).build()
+    rule = RuleSpec(settings, make_tags(1, 2), []).build()
     engine = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     bench.router.watch("under way", WatchedTurn(rule, InterventionMode.OBSERVE))
     engine.connect(bench.router.endpoint)

@@ -31,6 +31,7 @@ from learner.warm_start.demonstrations import (
     play_demonstrations,
 )
 from learner.warm_start.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
+from protocol.chat_format import ChatFormat
 from protocol.prompting import Prompter
 from tests.fixtures.example_environment import guide_code
 from tests.fixtures.learner import TURNS, small_config
@@ -72,7 +73,10 @@ def test_a_sample_is_the_chat_with_one_answer():
     tokenizer = train_tokenizer(TinySection(vocabulary=400), TURNS)
     prompt, response = TURNS[0]
     (sample,) = TurnTokenizer(
-        Prompter(tokenizer.to_str().encode(), CHAT_TEMPLATE), TURN_END
+        Prompter(
+            tokenizer.to_str().encode(),
+            ChatFormat(CHAT_TEMPLATE, end_tokens=[tokenizer.token_to_id(TURN_END)]),
+        )
     ).tokenize_turns([(prompt, response)])
     assert (
         tokenizer.decode(sample.prompt, skip_special_tokens=False)

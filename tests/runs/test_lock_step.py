@@ -50,7 +50,8 @@ class LockStep:
         build_policy(self.job)
         model_dir = Path(self.job.model_dir)
         environment = make_environment(config.env.name, **config.environment_settings())
-        tokens = load_think_tokens(model_dir, environment, config.control)
+        prompter = load_prompter(model_dir)
+        tokens = load_think_tokens(model_dir, prompter, environment, config.control)
         signals = SignalRouter(
             context, self.job.endpoints.signals[0], tokens, config.engine.max_model_len
         )

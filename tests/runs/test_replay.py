@@ -28,6 +28,7 @@ from supervisor.cli.main import main
 from supervisor.cli.replay import Recording, list_episodes, replay_episode
 from supervisor.job import save_job
 from supervisor.recording import EPISODES_DIR, recorded_job
+from tests.fixtures.messages import make_tags
 from tests.fixtures.runs import find_cut_episode, job_in, small_config
 
 OPEN = 1
@@ -44,7 +45,7 @@ WORD = 9
 )
 def test_a_recorded_turn_replays_to_the_decision_that_was_made(values):
     delegated = RuleSpec(
-        ThinkingSettings("paper", 0.4, 100, "mean", 1, 0.3, 2, 20), OPEN, CLOSE, [CLOSE]
+        ThinkingSettings("paper", 0.4, 100, "mean", 1, 0.3, 2, 20), make_tags(OPEN, CLOSE), [CLOSE]
     )
     tokens = [OPEN] + [WORD] * (len(values) - 1)
     rule = delegated.build()
@@ -62,7 +63,7 @@ def test_a_recorded_turn_replays_to_the_decision_that_was_made(values):
 
 def test_what_was_compared_is_shown_at_each_token_until_the_decision():
     delegated = RuleSpec(
-        ThinkingSettings("paper", 1.0, 100, "mean", 0, 0.1, 2, 20), OPEN, CLOSE, [CLOSE]
+        ThinkingSettings("paper", 1.0, 100, "mean", 0, 0.1, 2, 20), make_tags(OPEN, CLOSE), [CLOSE]
     )
     table = np.array(
         [[0.0, 1, -1], [4.0, 1, -1], [2.0, 1, -1], [2.0, 1, -1], [0.0, 1, -1]], np.float32

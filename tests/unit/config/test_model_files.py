@@ -13,7 +13,8 @@ from config.model_files import (
     read_model_files,
     settings_of_model,
 )
-from config.resolve import resolve
+from config.resolve import resolve, to_toml
+from tests.fixtures.chat_templates import HYBRID
 
 
 def write_model(directory: Path, longest: int, template: str) -> str:
@@ -51,6 +52,19 @@ def test_settings_of_model_that_thinks_have_longer_responses(tmp_path: Path) -> 
         "sampling.max_tokens": THINKING_MAX_TOKENS,
         "engine.max_model_len": THINKING_MAX_MODEL_LEN,
     }
+
+
+def test_settings_of_model_that_is_told_not_to_think_are_the_plain_ones(tmp_path: Path) -> None:
+    """By an argument of its template, in a file or on the command line."""
+    overrides = {"model": write_model(tmp_path, 40960, HYBRID)}
+    assert resolve(overrides=overrides).sampling.max_tokens == THINKING_MAX_TOKENS
+    overrides["model.template_arguments.enable_thinking"] = "false"
+    config = resolve(overrides=overrides)
+    assert config.model.template_arguments == {"enable_thinking": False}
+    assert config.sampling.max_tokens == 512
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    assert resolve(file) == config
 
 
 def test_settings_of_model_that_does_not_think_are_the_plain_ones(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from config.options import (
 )
 from config.refusals import ALIASES, VALUES_ELSEWHERE, find_misfits
 from config.resolve import resolve
+from config.template_arguments import TEMPLATE_ARGUMENTS
 from tests.fixtures.settings import expect_refusal, write_settings
 
 SETTINGS = list(all_settings())
@@ -47,7 +48,8 @@ def test_an_unknown_setting_is_answered_with_the_nearest(wrong: str, right: str)
 @pytest.mark.parametrize(("elsewhere", "ours"), ALIASES.items())
 def test_name_of_another_system_is_answered_with_ours(elsewhere: str, ours: str) -> None:
     """Names that verl, TRL and others have are answered with the setting's name here."""
-    assert all(name in [*SETTINGS, *tagged_sections()] for name in re.split(" x | and ", ours))
+    settings = {*SETTINGS, *tagged_sections(), TEMPLATE_ARGUMENTS}
+    assert settings.issuperset(re.split(" x | and ", ours))
     section = ours.partition(".")[0]
     assert f"; did you mean {ours}?" in expect_refusal(**{elsewhere: "1"})
     assert f"; did you mean {ours}?" in expect_refusal(**{f"{section}__{elsewhere}": "1"})

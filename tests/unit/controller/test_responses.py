@@ -13,11 +13,12 @@ from controller.rules.thinking import ThinkingRule, ThinkingSettings
 from engine.responses import Generation
 from protocol.arrays import UINT8, unpack
 from protocol.messages import Span
+from tests.fixtures.messages import make_tags
 
 
 def mask_of(log_probs: list[float], forced: list[int]) -> list[int]:
     rule = ThinkingRule(
-        ThinkingSettings("paper", 0.4, 100, "mean", 7, 1e-4, 16, 450), think_open=1, think_close=2
+        ThinkingSettings("paper", 0.4, 100, "mean", 7, 1e-4, 16, 450), make_tags(1, 2)
     )
     for position, token in enumerate(forced):
         rule.observe(Signal(position, 1.0, 1.0, -0.5, token, -1))
@@ -36,7 +37,7 @@ def test_invariant_6_forced_tokens_have_mask_0():
 def test_invariant_6_token_that_may_have_been_forced_unseen_has_mask_0():
     """Invariant 6: a token whose signal was lost and may have been forced has mask 0."""
     rule = ThinkingRule(
-        ThinkingSettings("paper", 0.4, 100, "mean", 7, 1e-4, 16, 450), think_open=1, think_close=2
+        ThinkingSettings("paper", 0.4, 100, "mean", 7, 1e-4, 16, 450), make_tags(1, 2)
     )
     rule.observe(Signal(0, 1.0, 1.0, -0.5, -1, -1))
     rule.observe(Signal(3, 1.0, 1.0, -0.5, -1, -1))
@@ -54,7 +55,7 @@ def test_tokens_without_a_finite_log_prob_have_mask_0():
 
 def test_signals_are_recorded_as_they_came_and_nan_where_none_did():
     rule = ThinkingRule(
-        ThinkingSettings("paper", 0.4, 100, "mean", 7, 1e-4, 16, 450), think_open=1, think_close=2
+        ThinkingSettings("paper", 0.4, 100, "mean", 7, 1e-4, 16, 450), make_tags(1, 2)
     )
     rule.observe(Signal(0, 0.25, 1.5, -0.5, -1, -1))
     rule.observe(Signal(2, 0.75, 2.5, -0.125, -1, 9))

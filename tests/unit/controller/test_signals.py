@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import zmq.asyncio
 
+from controller.rules.thinking import ThinkTags
 from controller.signals import SignalRouter
 from controller.think_tokens import ThinkTokens
 from engine.client import EngineClient
@@ -26,7 +27,7 @@ async def test_an_engine_is_asked_whether_it_sends_signals(
     engine = FakeEngine(small_policy, signals=endpoint if tap else None)
     client = EngineClient(await engine.start())
     router = SignalRouter(
-        zmq.asyncio.Context(), endpoint, ThinkTokens(0, 0, [], [], 1), max_model_len=64
+        zmq.asyncio.Context(), endpoint, ThinkTokens(ThinkTags(), [], [], 1), max_model_len=64
     )
     listening = asyncio.create_task(router.run())
     try:

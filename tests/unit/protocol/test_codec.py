@@ -61,6 +61,8 @@ def values_of(kind: inspect.Type) -> st.SearchStrategy:
             return st.lists(values_of(item), max_size=3)
         case inspect.TupleType(item_types=items):
             return st.tuples(*map(values_of, items))
+        case inspect.VarTupleType(item_type=item):
+            return st.lists(values_of(item), max_size=3).map(tuple)
         case inspect.DictType(key_type=inspect.AnyType(), value_type=value):
             return st.dictionaries(st.text(max_size=5), values_of(value), max_size=3)
         case inspect.DictType(key_type=key, value_type=value):

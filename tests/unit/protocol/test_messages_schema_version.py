@@ -18,7 +18,7 @@ from protocol.messages import SCHEMA_VERSION
 RECORDED = (*typing.get_args(AnyMessage), TrainingState, Calibration, RuleSpec)
 """Messages, and what checkpoints and requests to engines hold; episodes are a message."""
 
-SHAPE = (6, "ba98d780fc09d411")
+SHAPE = (7, "902327ef905d2996")
 """The version of the messages, and the digest of all shapes that it has."""
 
 

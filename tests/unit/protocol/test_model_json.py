@@ -9,8 +9,9 @@ import pytest
 
 from config.model_files import longest_text, read_model_files
 from protocol.model_json import read_model_json, text_config
-from protocol.prompting import read_chat_template, read_turn_end, read_vocabulary
+from protocol.prompting import load_prompter, read_chat_template, read_vocabulary
 from supervisor.cluster.model_shape import UnknownShape, read_shape
+from tests.fixtures.episodes import tokenizer
 
 
 def write_json(directory: Path, name: str, content: object) -> Path:
@@ -59,9 +60,12 @@ def test_figures_of_a_config_with_nulls_are_read_without_them(tmp_path: Path) ->
 def test_tokenizer_settings_with_nulls_lack_what_is_null(tmp_path: Path, token: object) -> None:
     """A template that is null is none, and so is a token whose text is."""
     write_json(tmp_path, "tokenizer_config.json", {"eos_token": token, "chat_template": None})
-    with pytest.raises(ValueError, match="names its eos_token"):
-        read_turn_end(tmp_path)
     with pytest.raises(ValueError, match="no chat template"):
         read_chat_template(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ eos_token }}")
-    assert read_chat_template(tmp_path) == "{{ eos_token }}"
+    template = "{{ messages[0].content }}{{ eos_token }}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    assert read_chat_template(tmp_path) == template
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    write_json(tmp_path, "generation_config.json", {"eos_token_id": None})
+    with pytest.raises(ValueError, match=r"names no token that ends a turn: eos_token in"):
+        load_prompter(tmp_path)

@@ -9,7 +9,7 @@ import pytest
 
 from config import ConfigError
 from config.resolve import resolve
-from supervisor.job import environment_errors, prepare_job
+from supervisor.job import clean_up, environment_errors, prepare_job
 from tests.fixtures.runs import small_config
 
 
@@ -89,10 +89,15 @@ def spoilt(policy: Path, directory: Path, file: str, change: Callable[[dict], ob
     return directory
 
 
-def without_tag(tokenizer: dict) -> None:
+def without_tags(tokenizer: dict) -> None:
     tokenizer["added_tokens"] = [
-        token for token in tokenizer["added_tokens"] if token["content"] != "<think>"
+        token for token in tokenizer["added_tokens"] if "think" not in token["content"]
     ]
+
+
+def without_brackets(tokenizer: dict) -> None:
+    without_tags(tokenizer)
+    tokenizer["normalizer"] = {"type": "Replace", "pattern": {"String": "<"}, "content": ""}
 
 
 def special_tag(tokenizer: dict) -> None:
@@ -111,9 +116,9 @@ def special_tag(tokenizer: dict) -> None:
         ),
         (
             "tokenizer.json",
-            without_tag,
+            without_brackets,
             {},
-            r"model\.name: the tokenizer has no single token for <think>",
+            r"model\.name: the tokenizer cannot spell <think>, </think>, which control\.mode",
         ),
         (
             "tokenizer.json",
@@ -127,8 +132,26 @@ def special_tag(tokenizer: dict) -> None:
             {"engine.max_model_len": "70", "sampling.max_tokens": "64"},
             r"engine\.max_model_len: 70 tokens do not hold",
         ),
+        (
+            "tokenizer_config.json",
+            lambda settings: settings.update(chat_template="{{ raise_exception('no') }}"),
+            {},
+            r"model\.name: the chat template refuses a conversation: no",
+        ),
+        (
+            "tokenizer_config.json",
+            lambda settings: settings.update(chat_template="{% for"),
+            {},
+            r"model\.name: the chat template is none: ",
+        ),
+        (
+            "config.json",
+            lambda config: None,
+            {"model.template_arguments.enable_thinking": "false"},
+            r"model\.template_arguments\.enable_thinking: .* no such argument",
+        ),
     ],
-    ids=["vocabulary", "tag", "special", "context"],
+    ids=["vocabulary", "tag", "special", "context", "raises", "syntax", "argument"],
 )
 def test_model_that_does_not_fit_the_environment_is_refused_before_any_write(
     tmp_path: Path,
@@ -200,11 +223,13 @@ def test_a_model_whose_turns_end_with_no_token_is_refused(tmp_path: Path, small_
         )
 
 
-def test_without_control_a_model_needs_no_token_for_its_tags(tmp_path: Path, small_policy: Path):
-    model = spoilt(small_policy, tmp_path / "model", "tokenizer.json", without_tag)
-    settings = {"model": str(model), "run.dir": str(tmp_path / "run"), "control": "off"}
+@pytest.mark.parametrize("mode", ["off", "t2po-turn", "t2po"])
+def test_a_model_needs_no_single_tokens_for_its_tags(tmp_path: Path, small_policy: Path, mode: str):
+    model = spoilt(small_policy, tmp_path / "model", "tokenizer.json", without_tags)
+    settings = {"model": str(model), "run.dir": str(tmp_path / "run"), "control": mode}
     job = prepare_job(resolve(overrides=settings), resume=False, model=model)
     assert job.model_dir == str(model)
+    clean_up(job)
 
 
 @pytest.mark.parametrize(

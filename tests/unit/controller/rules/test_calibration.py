@@ -14,6 +14,7 @@ from controller.rules.calibration import LARGEST, SMALLEST, WARM_UP, Calibration
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule, ThinkingSettings
 from controller.thresholds import Thresholds
+from tests.fixtures.messages import make_tags
 
 
 def share_acted_upon(threshold: RateThreshold, values: list[float]) -> float:
@@ -63,7 +64,7 @@ def test_a_threshold_stays_within_bounds(turns, rate):
 
 
 def thinking(settings: ThinkingSettings, entropies: list[float]) -> ThinkingRule:
-    rule = ThinkingRule(settings, think_open=1, think_close=2)
+    rule = ThinkingRule(settings, make_tags(1, 2))
     for i, h in enumerate(entropies):
         rule.observe(Signal(i, h, h, -h, -1, 1 if i == 1 else 9))
     return rule

@@ -6,11 +6,13 @@ from math import isnan, nan
 
 import msgspec
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.rules.scores import Signal
-from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings
+from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings, ThinkTags
+from tests.fixtures.messages import make_tags
 
 OPEN = 1
 CLOSE = 2
@@ -30,7 +32,7 @@ def run(
 
     `tokens`: <think>, then words, by default.
     """
-    rule = ThinkingRule(settings, OPEN, CLOSE)
+    rule = ThinkingRule(settings, make_tags(OPEN, CLOSE))
     confidences = confidences or entropies
     tokens = tokens or [OPEN] + [WORD] * len(entropies)
     decisions = [
@@ -113,8 +115,49 @@ def test_nothing_is_cut_before_thinking_begins_or_after_it_ended():
     assert rule.intervention is None and rule.thinking == 2
 
 
+@pytest.mark.parametrize("begins_inside", [False, True])
+def test_rule_knows_where_the_thought_starts(begins_inside: bool) -> None:
+    """A thought that the prompt has opened starts at the first token of the response."""
+    rule = ThinkingRule(PAPER, make_tags(OPEN, CLOSE, begins_inside=begins_inside))
+    tokens = [-1, WORD, OPEN, WORD, CLOSE, WORD]
+    for position, previous in enumerate(tokens):
+        rule.observe(Signal(position, 1.0, 1.0, -0.5, -1, previous))
+    assert (rule.thought_start, rule.thinking) == ((0, 4) if begins_inside else (2, 2))
+
+
+SPELLED = ThinkTags(opening=((3, 4), (5,)), closing=((6, 7, 8), (6, 7, 9)))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "thinking"),
+    [
+        ([3, 4, WORD, 6, 7, 8, WORD], 4),
+        ([5, WORD, WORD, 6, 7, 9, WORD], 5),
+        ([3, WORD, 4, WORD, WORD, WORD, WORD], 0),
+        ([5, 6, WORD, 7, 8, 9, WORD], 6),
+        ([5, 6, 6, 7, 8, 3, 4, WORD], 4),
+    ],
+)
+def test_rule_finds_tags_of_several_tokens(tokens: list[int], thinking: int) -> None:
+    """A thought begins and ends with the last token of a whole tag, in any of its spellings."""
+    rule = ThinkingRule(PAPER, SPELLED)
+    for position, previous in enumerate([-1, *tokens[:-1]]):
+        rule.observe(Signal(position, 1.0, 1.0, -0.5, -1, previous))
+    assert rule.thinking == thinking
+
+
+def test_rule_cuts_no_thought_in_the_middle_of_its_closing_tag() -> None:
+    """It waits for what follows: the tag, and then nothing is left to cut, or another word."""
+    settings = msgspec.structs.replace(PAPER, max_thinking=3, min_thinking=3)
+    for tokens, at in (([5, WORD, 6, 7, 8, WORD, WORD], None), ([5, WORD, 6, WORD, 6, 7], 4)):
+        rule = ThinkingRule(settings, SPELLED)
+        for position, previous in enumerate([-1, *tokens[:-1]]):
+            rule.observe(Signal(position, 1.0, 1.0, -0.5, -1, previous))
+        assert (rule.intervention and rule.intervention.position) == at
+
+
 def test_a_lost_frame_leaves_a_gap_and_no_decision_from_it():
-    rule = ThinkingRule(PAPER, OPEN, CLOSE)
+    rule = ThinkingRule(PAPER, make_tags(OPEN, CLOSE))
     rule.observe(Signal(0, 1.0, 1.0, -0.5, -1, -1))
     rule.observe(Signal(3, 2.0, 2.0, -0.5, -1, WORD))
     assert len(rule.scores) == 4 and isnan(rule.scores[1]) and not isnan(rule.scores[3])
@@ -131,14 +174,14 @@ def test_invariant_5_a_recorded_stream_replays_to_the_same_decisions(pairs):
 
 
 def test_a_repeated_frame_changes_nothing():
-    rule = ThinkingRule(PAPER, OPEN, CLOSE)
+    rule = ThinkingRule(PAPER, make_tags(OPEN, CLOSE))
     for _ in range(2):
         rule.observe(Signal(0, 1.0, 1.0, -0.5, -1, -1))
     assert len(rule.scores) == 1
 
 
 def test_forced_positions_are_remembered():
-    rule = ThinkingRule(PAPER, OPEN, CLOSE)
+    rule = ThinkingRule(PAPER, make_tags(OPEN, CLOSE))
     rule.observe(Signal(0, 1.0, 1.0, -0.5, -1, -1))
     rule.observe(Signal(1, 1.0, nan, -0.5, CLOSE, OPEN))
     assert rule.forced == [False, True]
@@ -148,10 +191,14 @@ def test_forced_positions_are_remembered():
 # token
 
 
-def reference_decision(settings: ThinkingSettings, signals: list[Signal]) -> tuple[int, str] | None:
+def reference_decision(
+    settings: ThinkingSettings, signals: list[Signal], begins_inside: bool
+) -> tuple[int, str] | None:
     """(Position, reason) of the first token at which thinking is to be cut."""
     scores = reference_scores(settings, signals)
     opened = next((s.position for s in signals if s.previous == OPEN), len(signals))
+    if begins_inside:
+        opened = 0
     closed = next(
         (s.position for s in signals if s.previous == CLOSE and s.position > opened), len(signals)
     )
@@ -207,16 +254,19 @@ turns = st.lists(
     st.sampled_from([None, 1e-4, 0.07, 0.31]),
     st.integers(0, 8),
     st.integers(8, 40),
+    st.booleans(),
 )
 def test_the_rule_decides_as_the_slow_reference(
-    turn, score, statistic, window, epsilon, shortest, longest
+    turn, score, statistic, window, epsilon, shortest, longest, begins_inside
 ):
     settings = ThinkingSettings(score, 0.4, 100, statistic, window, epsilon, shortest, longest)
     previous = [-1, OPEN, *(token for *_, token in turn)]
+    if begins_inside:
+        previous.remove(OPEN)
     signals = [Signal(i, h, c, -c / 3, -1, previous[i]) for i, (h, c, _) in enumerate(turn)]
-    rule = ThinkingRule(settings, OPEN, CLOSE)
+    rule = ThinkingRule(settings, make_tags(OPEN, CLOSE, begins_inside=begins_inside))
     decisions = [(d.position, d.reason) for d in map(rule.observe, signals) if d is not None]
-    expected = reference_decision(settings, signals)
+    expected = reference_decision(settings, signals, begins_inside)
     assert decisions == ([] if expected is None else [expected])
 
 
@@ -236,5 +286,5 @@ def test_code_of_the_authors_waits_for_twenty_small_changes_in_a_row():
 
 
 def test_a_rule_reaches_the_engine_as_it_was():
-    delegated = RuleSpec(PAPER, OPEN, CLOSE, [CLOSE, 5])
+    delegated = RuleSpec(PAPER, make_tags(OPEN, CLOSE), [CLOSE, 5])
     assert msgspec.json.decode(msgspec.json.encode(delegated), type=RuleSpec) == delegated

@@ -18,6 +18,7 @@ from engine.plugin.signal_tap import SignalTap
 from protocol.arrays import INT32, unpack
 from protocol.codec import decode, encode
 from protocol.messages import ForceTokens, SignalFrame
+from tests.fixtures.messages import make_tag
 
 VOCABULARY = 16
 CPU = torch.device("cpu")
@@ -90,9 +91,9 @@ class Bench:
             )
         )
 
-    def steer(self, turn: str, tokens: list[int], unless: int = -1) -> None:
+    def steer(self, turn: str, tokens: list[int], unless: int | None = None) -> None:
         self.router.send_multipart(
-            [self.peer, encode(ForceTokens(turn_id=turn, tokens=tokens, unless=unless))]
+            [self.peer, encode(ForceTokens(turn_id=turn, tokens=tokens, unless=make_tag(unless)))]
         )
         time.sleep(0.05)  # until it has arrived: the tap does not wait for it
 

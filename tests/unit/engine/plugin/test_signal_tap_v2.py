@@ -29,6 +29,7 @@ from engine.plugin.signal_tap_v2 import SignalTapV2
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
 from protocol.messages import ForceTokens
+from tests.fixtures.messages import make_tag, make_tags
 
 VOCABULARY = 16
 SLOTS = 8
@@ -129,9 +130,9 @@ class Bench:
         )
         return list(zip(frame.turn_ids, *columns, strict=True))
 
-    def steer(self, turn: str, tokens: list[int], unless: int = -1) -> None:
+    def steer(self, turn: str, tokens: list[int], unless: int | None = None) -> None:
         self.router.send_multipart(
-            [self.peer, encode(ForceTokens(turn_id=turn, tokens=tokens, unless=unless))]
+            [self.peer, encode(ForceTokens(turn_id=turn, tokens=tokens, unless=make_tag(unless)))]
         )
         time.sleep(0.05)  # until it has arrived: the tap does not wait for it
 
@@ -303,7 +304,8 @@ def test_forced_tokens_and_positions_survive_preemption(bench: Bench, slot: int)
 
 
 def test_a_rule_is_carried_out_at_once(bench: Bench) -> None:
-    rule = RuleSpec(ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 0, 0.5, 1, 20), 1, 2, [2, 9])
+    settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 0, 0.5, 1, 20)
+    rule = RuleSpec(settings, make_tags(1, 2), [2, 9])
     a = bench.add("a", 0, rule=rule)
     bench.step(a)  # nothing thought yet
     a.response.append(1)  # <think>

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.model.policy import load_policy, load_tokenizer
 from learner.warm_start.tiny import build_random_model, build_tiny, find_tags, train_tokenizer
+from protocol.chat_format import ChatFormat
 from protocol.prompting import Prompter
 from tests.fixtures.learner import TURNS, small_config
 
@@ -97,7 +98,9 @@ def test_transformers_loads_model_and_tokenizer(directory):
 
 def test_actors_and_transformers_agree_on_the_prompt(directory):
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    prompter = Prompter((directory / "tokenizer.json").read_bytes(), tokenizer.chat_template)
+    prompter = Prompter(
+        (directory / "tokenizer.json").read_bytes(), ChatFormat(tokenizer.chat_template)
+    )
     expected = tokenizer.apply_chat_template(
         [{"role": "user", "content": TURNS[0][0]}], add_generation_prompt=True, return_dict=False
     )
