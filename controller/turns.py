@@ -196,7 +196,7 @@ class TurnRunner:
     async def _sample_until_kept(self, turn: _Turn) -> Response:
         """Sample responses until one is not stalled, or no further one is allowed."""
         while True:
-            eta = self.thresholds.eta if turn.max_resamples else None
+            eta = self._eta_in_force(turn)
             response = await self._try_sample(turn, eta)
             if response is None:
                 continue
@@ -209,6 +209,15 @@ class TurnRunner:
             self.counters.resamples += 1
             self.counters.rejected_tokens += response.length
             turn.rejected.append(with_event(response, "resample", stall))
+
+    def _eta_in_force(self, turn: _Turn) -> float | None:
+        """Return the threshold that the turn's change is held to; None where there is no change.
+
+        The first turn of an episode has none to be compared with.
+        """
+        if not turn.max_resamples or turn.previous_score is None:
+            return None
+        return self.thresholds.eta
 
     async def _try_sample(self, turn: _Turn, eta: float | None) -> Response | None:
         """Sample one response; None when an engine failed with it, and another try is allowed."""

@@ -4,7 +4,7 @@ It explores nothing new.
 
 T2PO (arXiv 2605.02178), turn-level dynamic sampling: Phi^k is a mean of the score over turn k (the
 paper: the geometric mean of M_t; the authors' code: the arithmetic mean of its own score after the
-first 32 tokens), and Gamma^k = |Phi^k - Phi^(k-1)|, against the *kept* previous turn of the same
+first 33 tokens), and Gamma^k = |Phi^k - Phi^(k-1)|, against the *kept* previous turn of the same
 episode. Gamma < eta: the turn is stalled. Pure.
 """
 

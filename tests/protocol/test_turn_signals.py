@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from math import isnan
 
 import pytest
 import zmq.asyncio
@@ -47,6 +48,14 @@ async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled
     assert rejected.stop is StopReason.EARLY and FIRST_LOOK <= rejected.length < 250
     assert runner.counters.rejected_tokens >= rejected.length
     await bench.await_idle()
+
+
+async def test_an_eta_is_in_force_only_where_a_turn_was_scored_before(bench: TurnBench) -> None:
+    """A first turn cannot stall: it must not count where the share of stalled ones is estimated."""
+    runner = bench.runner(eta=1e3, max_resamples=1)
+    first, second = [await runner.run(request_turn(15, turn=turn), seed=15) for turn in (0, 1)]
+    assert isinstance(first, TurnResult) and isnan(first.kept.eta)
+    assert isinstance(second, TurnResult) and second.kept.eta == 1e3
 
 
 async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(

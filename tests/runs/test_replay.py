@@ -141,7 +141,7 @@ def test_another_epsilon_shows_what_would_change(acting_run: Job, acting_dir: Pa
 
 
 def test_a_recipe_brings_its_thresholds_and_its_score(acting_run: Job, acting_dir: Path) -> None:
-    response = find_cut_episode(acting_dir).turns[0].kept
+    response = find_cut_episode(acting_dir).turns[1].kept
     recording = Recording(Path(acting_run.run_dir), {"recipe": "t2po-code"})
     assert recording.config.control.t2po.score == "code"
     assert recording.eta(response) == 0.3

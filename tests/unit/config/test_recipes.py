@@ -128,7 +128,7 @@ CONTROL = {
         "control.t2po.epsilon": 1e-4,
         "control.t2po.intervention_rate": 0.0,
         "control.t2po.turn_mean": "arithmetic",
-        "control.t2po.turn_skip": 32,
+        "control.t2po.turn_skip": 33,
         "control.t2po.eta": 0.3,
         "control.t2po.resample_rate": 0.0,
         "control.t2po.max_resamples": 2,
@@ -404,7 +404,7 @@ def test_dry_run_says_which_recipes_hold_and_marks_what_they_change(
     text = capsys.readouterr().out
     assert "# recipes: tiny, tiny-webshop, t2po-code\n" in text
     assert "\nvocabulary = 2048  # default 1024; recipe tiny-webshop\n" in text
-    assert "\nturn_skip = 32  # default 0; recipe t2po-code\n" in text
+    assert "\nturn_skip = 33  # default 0; recipe t2po-code\n" in text
     assert "\nseed = 7  # default 0; command line\n" in text
     marked = re.findall(r"^\w+ = .*  # default ", text, re.MULTILINE)
     assert len(marked) == len(find_changes(resolution.config))
