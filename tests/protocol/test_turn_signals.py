@@ -12,7 +12,7 @@ from controller.rules.early_stop import FIRST_LOOK
 from controller.rules.thinking import RuleSpec, ThinkingSettings
 from controller.signals import InterventionMode, NoProgressError, WatchedTurn
 from engine.client import EngineClient
-from protocol.arrays import FLOAT32, INT32, pack
+from protocol.arrays import FLOAT32, INT32, pack, unpack
 from protocol.codec import encode
 from protocol.messages import (
     SignalFrame,
@@ -56,6 +56,30 @@ async def test_an_eta_is_in_force_only_where_a_turn_was_scored_before(bench: Tur
     first, second = [await runner.run(request_turn(15, turn=turn), seed=15) for turn in (0, 1)]
     assert isinstance(first, TurnResult) and isnan(first.kept.eta)
     assert isinstance(second, TurnResult) and second.kept.eta == 1e3
+
+
+@pytest.mark.parametrize(
+    ("streams", "decide_in"),
+    [(False, "controller"), (False, "engine"), (True, "controller")],
+    ids=["tap", "engine", "stream"],
+)
+async def test_thought_that_the_prompt_has_opened_is_cut(
+    bench: TurnBench, streams: bool, decide_in: str
+) -> None:
+    """Its first token is the response's, and the closing tokens are forced and not trained on."""
+    runner = bench.runner(
+        streams=streams, decide_in=decide_in, mode="budget", max_thinking=5, begins_inside=True
+    )
+    result = await runner.run(request_turn(21), seed=21)
+    assert isinstance(result, TurnResult)
+    kept = result.kept
+    (event,) = kept.events
+    assert (event.reason, event.position, kept.thought_start) == ("budget", 4, 0)
+    forced = kept.forced().nonzero()[0].tolist()
+    assert unpack(kept.tokens, INT32)[forced].tolist() == [2, 3]
+    is_exact = streams or decide_in == "engine"
+    assert forced[0] == 4 if is_exact else forced[0] >= 4
+    assert kept.thinking == forced[0] + 1
 
 
 async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(

@@ -7,9 +7,10 @@ import math
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from config import ConfigError, Job
+from config import ConfigError, Job, ModelSection
 from config.options import all_settings
 from supervisor.cli.eval import (
     FIXED_SETTINGS,
@@ -18,7 +19,7 @@ from supervisor.cli.eval import (
     choose_sets,
     evaluation_config,
 )
-from supervisor.cli.export import generation_config
+from supervisor.cli.export import TrainingRecord, generation_config, model_card
 from supervisor.cli.main import main
 from supervisor.models import find_checkpoint, pin_checkpoint
 from supervisor.recording import read_episodes
@@ -252,6 +253,15 @@ def test_export_loads_in_transformers_and_has_a_card_of_the_runs_figures(
     assert "| 0 | 2 | " in card and "| 2 | 2 | " not in card, "evaluations up to the checkpoint"
     assert "`env.max_turns = 4`" in card
     assert "Your task is to" in card, "the form of a prompt"
+
+
+def test_model_card_says_how_prompts_are_rendered() -> None:
+    """With the message of the system and the arguments that the policy was trained with."""
+    model = ModelSection(system_prompt="Be brief.", template_arguments={"enable_thinking": False})
+    config = msgspec.structs.replace(small_config(), model=model)
+    card = model_card(TrainingRecord(config, 0, [], [], {}, ""), None)
+    assert 'messages.insert(0, {"role": "system", "content": \'Be brief.\'})' in card
+    assert "arguments = {'enable_thinking': False}" in card
 
 
 def test_export_cites_an_evaluation(learning_run: Job, tmp_path: Path) -> None:

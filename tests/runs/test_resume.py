@@ -58,6 +58,7 @@ def finish_checkpoint(directory: Path) -> None:
         ({"learner.lora_rank": "8"}, "learner.lora_rank", "0"),
         ({"learner.lora_rank": "8"}, "learner.lora_alpha", "16"),
         ({}, "learner.kl_coef", "0.1"),
+        ({}, "model.system_prompt", "Be brief."),
     ],
 )
 def test_what_would_make_two_runs_of_one_is_refused_by_name_and_changes_nothing(
@@ -77,6 +78,17 @@ def test_what_would_make_two_runs_of_one_is_refused_by_name_and_changes_nothing(
         and f"--model {run / 'policy'}" in said
     )
     assert {path: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_arguments_of_the_template_stay_as_they_are(tmp_path: Path) -> None:
+    """A new one is refused, too; the same one again changes nothing."""
+    settings = {"model": str(tmp_path), "model.template_arguments.thinking": "true"}
+    run = begun(tmp_path / "run", **settings)
+    assert resolve_resumed(run, settings)[1] == ""
+    for name in ("thinking", "effort"):
+        full = f"model.template_arguments.{name}"
+        with pytest.raises(ConfigError, match=f"^{full}: .* which is what its prompts are made"):
+            resolve_resumed(run, {full: "low"})
 
 
 def test_what_is_changed_is_said_in_a_line(tmp_path: Path) -> None:
