@@ -56,6 +56,9 @@ CHECKPOINT_PATIENCE_S = 60.0
 SET_FOR_EACH_RUN = {"run.dir": "DIR is where they are", "run.seed": "use --seeds N"}
 """Settings that a sweep gives to its runs -> what to give instead."""
 
+SENTENCES = ("model.system_prompt",)
+"""Settings whose values have commas of their own."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -154,7 +157,7 @@ def build_plan(overrides: Mapping[str, str], seeds: int) -> Plan:
         if full in SET_FOR_EACH_RUN:
             raise ConfigError(f"sweep: {full} is set for each run; {SET_FOR_EACH_RUN[full]}")
         values = [value.strip() for value in text.split(",")]
-        if len(values) == 1 or _is_list(full, environments):
+        if len(values) == 1 or full in SENTENCES or _is_list(full, environments):
             fixed[full] = text
             continue
         if len(set(values)) < len(values):

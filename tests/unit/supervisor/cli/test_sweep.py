@@ -44,6 +44,16 @@ def test_a_list_is_one_value(setting: str) -> None:
     assert planned.varied == {} and len(planned.cells()) == 1
 
 
+def test_a_system_prompt_with_commas_is_one_value() -> None:
+    """Arguments of a template are varied as other settings are."""
+    argument = "model.template_arguments.thinking"
+    settings = {"model": "Qwen/Qwen3-4B", "model.system_prompt": "Be brief, please."}
+    planned = build_plan(settings | {argument: "true,false"}, seeds=1)
+    models = [planned.config(cell).model for cell in planned.cells()]
+    assert [model.template_arguments["thinking"] for model in models] == [True, False]
+    assert {model.system_prompt for model in models} == {"Be brief, please."}
+
+
 def test_the_numbers_of_an_evaluation_set_are_varied() -> None:
     planned = build_plan({"eval.sets.unseen.tasks": "8,16"}, seeds=1)
     assert [planned.config(cell).eval.sets["unseen"].tasks for cell in planned.cells()] == [8, 16]
