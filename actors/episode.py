@@ -12,13 +12,18 @@ from hashlib import blake2b
 
 import msgspec
 
+from actors.conversation_stage import ConversationStage
 from actors.crash import RunningLeases
 from actors.stage import Stage, StepOutcome
 from actors.user_code import EpisodeThread
+from envs.base import Environment
+from envs.conversation import is_conversation, tools_of
 from envs.registry import Environments
 from envs.user_errors import UserCodeError, source_directory
 from protocol.arrays import INT32, pack
+from protocol.chat_codec import ChatCodec
 from protocol.codec import MAX_FRAME, encode
+from protocol.conversation import build_codec
 from protocol.messages import (
     DropReason,
     Lease,
@@ -32,6 +37,8 @@ from protocol.prompting import Prompter
 from protocol.validation import MAX_TURNS
 
 log = logging.getLogger(__name__)
+
+AnyStage = Stage | ConversationStage
 
 TakeTurn = Callable[[TurnRequest], Awaitable[TurnResult | TurnFailed]]
 
@@ -97,6 +104,7 @@ class EpisodePlayer:
         self._running = running or RunningLeases()
         self._home = source_directory(environments.training)
         self._closing: set[asyncio.Future] = set()
+        self._codecs: dict[int, ChatCodec] = {}  # by the id of an environment that talks
 
     async def play(self, lease: Lease) -> Trajectory | None:
         """Play an episode, and return its trajectory; None if it was canceled.
@@ -105,7 +113,7 @@ class EpisodePlayer:
         """
         played = _Played(lease)
         environment = self._environments.of_set(lease.evaluation_set)
-        stage = Stage(environment, self._prompter, self._max_prompt_tokens)
+        stage = self._make_stage(environment)
         thread = EpisodeThread(self._home, self._step_timeout)
         try:
             await self._play(lease, played, stage, thread)
@@ -123,6 +131,15 @@ class EpisodePlayer:
             await self._close(lease, stage, thread)
         return played.build_trajectory()
 
+    def _make_stage(self, environment: Environment) -> AnyStage:
+        if is_conversation(environment):
+            codec = self._codecs.get(id(environment))
+            if codec is None:
+                codec = build_codec(self._prompter, tools_of(environment))
+                self._codecs[id(environment)] = codec
+            return ConversationStage(environment, codec, self._max_prompt_tokens)
+        return Stage(environment, self._prompter, self._max_prompt_tokens)
+
     async def wait_closed(self, seconds: float) -> None:
         """Wait until episodes that were broken off have closed what they hold open.
 
@@ -132,7 +149,7 @@ class EpisodePlayer:
             await asyncio.wait(self._closing, timeout=seconds)
 
     async def _play(
-        self, lease: Lease, played: _Played, stage: Stage, thread: EpisodeThread
+        self, lease: Lease, played: _Played, stage: AnyStage, thread: EpisodeThread
     ) -> None:
         with self._running.track(lease):
             opening = await thread.call(stage.start, lease.split, lease.task_index, lease.seed)
@@ -186,7 +203,7 @@ class EpisodePlayer:
             action=outcome.action,
         )
 
-    async def _close(self, lease: Lease, stage: Stage, thread: EpisodeThread) -> None:
+    async def _close(self, lease: Lease, stage: AnyStage, thread: EpisodeThread) -> None:
         """Have what the episode holds open closed.
 
         That is now, or as soon as the call that hangs returns.

@@ -107,21 +107,21 @@ class Stage:
         response = self._prompter.read_response(unpack(tokens, INT32).tolist())
         anchor = require_text("state_key()", episode.state_key())
         parsed = self._environment.parse(response, view.observation.admissible)
-        action = require_text("action", _attribute("parse()", parsed, "action"))
-        valid = require_flag("valid", _attribute("parse()", parsed, "valid"))
+        action = require_text("action", read_attribute("parse()", parsed, "action"))
+        valid = require_flag("valid", read_attribute("parse()", parsed, "valid"))
         result = episode.step(action)
-        reward = require_reward(_attribute("step()", result, "reward"))
-        done = require_flag("done", _attribute("step()", result, "done"))
+        reward = require_reward(read_attribute("step()", result, "reward"))
+        done = require_flag("done", read_attribute("step()", result, "done"))
         scores = require_scores(episode.scores)
         success = False
         truncated = False
         prompt = None
         if done:
-            success = require_flag("success", _attribute("step()", result, "success"))
+            success = require_flag("success", read_attribute("step()", result, "success"))
             cut_off = require_flag("truncated", getattr(result, "truncated", False))
             truncated = cut_off and not success  # a task that is solved has ended
         else:
-            observation = check_observation(_attribute("step()", result, "observation"))
+            observation = check_observation(read_attribute("step()", result, "observation"))
             view.record(action, observation)
             prompt = self._encode_prompt(view)
         return StepOutcome(
@@ -222,8 +222,8 @@ def require_scores(scores: object) -> dict[str, float]:
 
 def check_observation(observation: Any) -> Any:
     """Return an observation whose parts are what they should be; UserCodeError for others."""
-    require_text("observation.text", _attribute("observation", observation, "text"), None)
-    admissible = _attribute("observation", observation, "admissible")
+    require_text("observation.text", read_attribute("observation", observation, "text"), None)
+    admissible = read_attribute("observation", observation, "admissible")
     if not isinstance(admissible, tuple | list) or not all(
         isinstance(action, str) for action in admissible
     ):
@@ -234,7 +234,7 @@ def check_observation(observation: Any) -> Any:
     return observation
 
 
-def _attribute(name: str, value: object, attribute: str) -> Any:
+def read_attribute(name: str, value: object, attribute: str) -> Any:
     """Return one part of what a method gave."""
     try:
         return getattr(value, attribute)

@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from config.section import Section, says
-from protocol.chat_format import ChatOptions
+from protocol.chat_format import ChatOptions, PastThoughts, ToolFormat
 
 NAMED_MODELS = ("tiny", "smollm2")
 """Models that have a name of ours; there are recipes of the same name."""
@@ -51,11 +51,27 @@ class ModelSection(Section, frozen=True):
     ] = ""
     template_arguments: dict[str, Any] = {}
     """Arguments of the chat template, by name (config/template_arguments.py)."""
+    past_thoughts: Annotated[
+        PastThoughts,
+        says(
+            "Thoughts of earlier turns of a conversation: keep, so that each prompt goes on where "
+            "the last one ended; or as the chat template has it, which mostly drops them"
+        ),
+    ] = "keep"
+    tool_format: Annotated[
+        ToolFormat,
+        says(
+            "How tools are shown and called: as the chat template has it (in Hermes' form where it "
+            "has none), or always in Hermes' form, with the tools in the system message"
+        ),
+    ] = "template"
     tiny: TinySection = TinySection()
 
     def chat_options(self) -> ChatOptions:
         """What prompts are rendered with, beside the model's own template."""
-        return ChatOptions(self.system_prompt, self.template_arguments)
+        return ChatOptions(
+            self.system_prompt, self.template_arguments, self.past_thoughts, self.tool_format
+        )
 
 
 class WarmStartSection(Section, frozen=True):

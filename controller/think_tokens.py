@@ -8,6 +8,7 @@ from pathlib import Path
 from config import ControlSection
 from controller.rules.thinking import RuleSpec, ThinkingSettings, ThinkTags
 from envs.base import Environment
+from envs.conversation import is_conversation
 from protocol.chat_template import THOUGHT_BEGIN, THOUGHT_END
 from protocol.prompting import Prompter, read_vocabulary
 
@@ -79,6 +80,8 @@ def answer_after_thought(env: Environment) -> str:
 
     It is "</think>\n<action>", or for Search "</think>\n".
     """
+    if is_conversation(env):
+        return "</think>\n"
     opening, _, rest = env.format_response("THOUGHT", "ACTION").partition("THOUGHT")
     between, action, _ = rest.partition("ACTION")
     if opening == "<think>" and action and between.startswith("</think>"):

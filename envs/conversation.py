@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import inspect
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Protocol
 
-from envs.base import Split
+from envs.base import EnvironmentFailure, Split
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -66,6 +65,17 @@ class Reply:
     valid: bool = True
 
 
+class ConversationTurn(NamedTuple):
+    """One turn of a demonstration."""
+
+    messages: tuple[Message, ...]
+    """What was said since the policy's last message."""
+    answer: Message
+    """What the expert says in the policy's place."""
+    taught: bool
+    """It is to be imitated, and no mistake that was made on purpose."""
+
+
 class Conversation(Protocol):
     """One task being played, from `start` to the first `Reply.done`.
 
@@ -106,8 +116,8 @@ class ConversationExpert(Protocol):
 class ConversationEnvironment(Protocol):
     """A set of numbered tasks, stateless but for its settings.
 
-    It may have a method `expert(episode, rng)`, which returns a `ConversationExpert`, or raises
-    ValueError where nobody can demonstrate the task.
+    It may have a method `expert(episode, rng)`, as an `Environment` has: it returns a
+    `ConversationExpert`, or raises ValueError where nobody can demonstrate the task.
     """
 
     name: str
@@ -130,11 +140,16 @@ def is_conversation(environment: object) -> bool:
     return hasattr(environment, "tools") and not hasattr(environment, "prompt")
 
 
+def tools_of(environment: object) -> Sequence[Mapping[str, Any]]:
+    """Return the tools of an environment that talks in messages; none of another one."""
+    return getattr(environment, "tools", ())
+
+
 def answer_calls(message: Message, functions: Mapping[str, Callable[..., object]]) -> list[Message]:
     """Call the functions that a message names; returns one message of a tool for each call.
 
-    What cannot be read, is no function, has other arguments, or raises ValueError is answered with
-    what is wrong. Any other exception of a function is the environment's, and ends the episode.
+    What cannot be read, is no function, has other arguments, or raises is answered with what is
+    wrong, since it is the policy that chose the arguments. An EnvironmentFailure ends the episode.
     """
     return [
         Message("tool", _answer_call(call, functions), tool_call_id=call.id)
@@ -154,7 +169,9 @@ def _answer_call(call: ToolCall, functions: Mapping[str, Callable[..., object]])
         return f"error: {call.name}: {error}"
     try:
         return str(function(**call.arguments))
-    except ValueError as error:
+    except EnvironmentFailure:
+        raise
+    except Exception as error:
         return f"error: {error}"
 
 
@@ -196,11 +213,47 @@ def _find_schema_flaw(tool: object) -> str:
     return ""
 
 
-def start_expert(
-    environment: ConversationEnvironment, episode: Conversation, rng: random.Random
-) -> ConversationExpert:
-    """Make the expert of an episode; ValueError if nobody can demonstrate it."""
-    make = getattr(environment, "expert", None)
-    if make is None:
-        raise ValueError(f"env.name: {environment.name} has no expert")
-    return make(episode, rng)
+def to_chat_message(message: Message, names: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Make a message in OpenAI's form, as chat templates take it.
+
+    `names` has the tool of each call by its id, for messages that answer one.
+    """
+    chat_message: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        chat_message["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        chat_message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": dict(call.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role == "tool":
+        chat_message["tool_call_id"] = message.tool_call_id
+        chat_message["name"] = (names or {}).get(message.tool_call_id, "")
+    return chat_message
+
+
+def call_id(number: int) -> str:
+    """Return the id of an episode's call number `number`: nine letters, as some templates ask."""
+    return f"call{number:05}"
+
+
+def number_calls(message: Message, first: int) -> Message:
+    """Give the calls of a message their ids, as those of a policy have; `first`: calls before."""
+    calls = [replace(call, id=call_id(i)) for i, call in enumerate(message.tool_calls, first)]
+    return replace(message, tool_calls=tuple(calls))
+
+
+def describe_message(message: Message) -> str:
+    """Say what a message of the policy does, without its thought: its words, and its calls."""
+    lines = [message.content] if message.content else []
+    for call in message.tool_calls:
+        values = ", ".join(f"{name}={value!r}" for name, value in call.arguments.items())
+        line = f"{call.name}({values})"
+        if call.error:
+            line = f"a call that cannot be read: {call.error}"
+        lines.append(line)
+    return "\n".join(lines)

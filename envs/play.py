@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 from envs.base import Environment, Episode, Expert, Split
+from envs.conversation import (
+    Conversation,
+    ConversationEnvironment,
+    ConversationExpert,
+    ConversationTurn,
+    Message,
+    is_conversation,
+    number_calls,
+)
 from envs.user_errors import require_text
 from envs.view import AgentView
 
@@ -17,13 +27,19 @@ from envs.view import AgentView
 class ExpertEpisode:
     """Demonstration of one task.
 
-    `turns` are (prompt, response) texts, exactly what an agent would be asked and would answer.
+    `turns` are (prompt, response) texts, exactly what an agent would be asked and would answer. Of
+    an environment that talks in messages there is a `conversation` in their place, and its `tools`.
     """
 
     task: str
     task_type: str
     success: bool
     turns: list[tuple[str, str]]
+    conversation: list[ConversationTurn] = field(default_factory=list)
+    tools: Sequence[Mapping[str, Any]] = ()
+    reward: float = 0.0
+    """Sum over its turns."""
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 def start_episode(environment: Environment, split: Split, index: int, seed: int) -> Episode:
@@ -44,7 +60,22 @@ def _takes_seed(environment: Environment) -> bool:
     return True
 
 
-def close_episode(episode: Episode) -> None:
+def start_conversation(
+    environment: ConversationEnvironment, split: Split, index: int, seed: int
+) -> Conversation:
+    """Start a task of an environment that talks in messages, as `start_episode` does."""
+    return cast(Conversation, start_episode(cast(Environment, environment), split, index, seed))
+
+
+def make_expert(environment: object, episode: object, rng: random.Random) -> Any:
+    """Make the expert of an episode; ValueError if nobody can demonstrate it."""
+    make = getattr(environment, "expert", None)
+    if make is None:
+        raise ValueError(f"env.name: {getattr(environment, 'name', environment)} has no expert")
+    return make(episode, rng)
+
+
+def close_episode(episode: Episode | Conversation) -> None:
     """Let go of what the episode holds open, if it holds anything."""
     close = getattr(episode, "close", None)
     if callable(close):
@@ -61,6 +92,7 @@ def play_expert_episode(
     wasted_turn_rate: float = 0.0,
     max_turns: int | None = None,
     on_turn: Callable[[], None] = lambda: None,
+    seed: int | None = None,
 ) -> ExpertEpisode:
     """Play task `index` of `split` by the expert. `rng` varies the wording, and little else.
 
@@ -68,36 +100,45 @@ def play_expert_episode(
     turn of the demonstration. A learner will make such mistakes, and must have seen how to go on
     after them (as in DART, Laskey et al. 2017). `wasted_turn_rate`: probability that a turn is
     wasted, and demonstrated like any other. `max_turns`: turns after which an episode that does not
-    end raises RuntimeError. `on_turn` is called when a turn begins.
+    end raises RuntimeError. `on_turn` is called when a turn begins. `seed` is the episode's, by
+    default its index.
     """
-    player = _ExpertPlayer(environment, split, rng, expert_error_rate, wasted_turn_rate)
-    episode = start_episode(environment, split, index, index)
+    player_class: Any = _ExpertPlayer
+    if is_conversation(environment):
+        player_class = _ConversationPlayer
+    player = player_class(environment, split, rng, expert_error_rate, wasted_turn_rate)
+    episode = start_episode(environment, split, index, index if seed is None else seed)
     try:
-        return player.play(episode, max_turns, on_turn)
+        return player.play(episode, max_turns or sys.maxsize, on_turn)
     finally:
         close_episode(episode)
 
 
 @dataclass(frozen=True, slots=True)
-class _ExpertPlayer:
+class _Player:
     """The expert of an environment, with the mistakes that it is to make."""
 
-    environment: Environment
+    environment: Any
     split: Split
     rng: random.Random
     error_rate: float
     wasted_turn_rate: float
 
-    def play(
-        self, episode: Episode, max_turns: int | None, on_turn: Callable[[], None]
-    ) -> ExpertEpisode:
+    def _draw(self, probability: float) -> bool:
+        """True with this probability; a probability of 0 draws nothing."""
+        return bool(probability) and self.rng.random() < probability
+
+
+class _ExpertPlayer(_Player):
+    """The expert of an environment that shows a prompt each turn."""
+
+    def play(self, episode: Episode, max_turns: int, on_turn: Callable[[], None]) -> ExpertEpisode:
         """Play an episode that has just been started."""
         view = self.environment.view(episode)
         expert = self.environment.expert(episode, self.rng)
         turns: list[tuple[str, str]] = []
-        turn = 0
-        while max_turns is None or turn < max_turns:
-            turn += 1
+        reward = 0.0
+        for _ in range(max_turns):
             on_turn()
             if self._draw(self.error_rate):
                 action = self._wrong_action(view.observation.admissible)
@@ -107,17 +148,21 @@ class _ExpertPlayer:
                 response = self.environment.format_response(thought, action)
                 turns.append((prompt, require_text("format_response()", response, None)))
             result = episode.step(action)
+            reward += result.reward
             if result.done:
-                return ExpertEpisode(episode.task, episode.task_type, result.success, turns)
+                return ExpertEpisode(
+                    task=episode.task,
+                    task_type=episode.task_type,
+                    success=result.success,
+                    turns=turns,
+                    reward=reward,
+                    scores=dict(episode.scores),
+                )
             view.record(action, result.observation)
         raise RuntimeError(
             f"the episode did not end within {max_turns:,} turns: step() has to say done=True, "
             "after env.max_turns at the latest"
         )
-
-    def _draw(self, probability: float) -> bool:
-        """True with this probability; a probability of 0 draws nothing."""
-        return bool(probability) and self.rng.random() < probability
 
     def _demonstrate(self, expert: Expert, view: AgentView) -> tuple[str, str]:
         """(thought, action) of a turn that is demonstrated, be it a wasted one."""
@@ -145,3 +190,58 @@ class _ExpertPlayer:
         expert = self.environment.expert(episode, self.rng)
         _, action = expert.act(self.environment.view(episode))
         return action
+
+
+class _ConversationPlayer(_Player):
+    """The expert of an environment that talks in messages."""
+
+    def play(
+        self, episode: Conversation, max_turns: int, on_turn: Callable[[], None]
+    ) -> ExpertEpisode:
+        """Play an episode that has just been started, until it is over or cut off."""
+        expert = make_expert(self.environment, episode, self.rng)
+        said = list(episode.messages)
+        new = tuple(said)
+        turns: list[ConversationTurn] = []
+        calls = 0
+        reward = 0.0
+        success = False
+        for _ in range(min(max_turns, self.environment.max_turns)):
+            on_turn()
+            taught = not self._draw(self.error_rate)
+            answer = number_calls(self._choose(expert, said, taught), calls)
+            calls += len(answer.tool_calls)
+            turns.append(ConversationTurn(new, answer, taught))
+            reply = episode.reply(answer)
+            reward += reply.reward
+            if reply.done:
+                success = reply.success
+                break
+            new = tuple(reply.messages)
+            said += [answer, *new]
+        return ExpertEpisode(
+            task=episode.task,
+            task_type=episode.task_type,
+            success=success,
+            turns=[],
+            conversation=turns,
+            tools=self.environment.tools,
+            reward=reward,
+            scores=dict(episode.scores),
+        )
+
+    def _choose(self, expert: ConversationExpert, messages: list[Message], taught: bool) -> Message:
+        """What the expert says; its first words in another task where it is to be wrong."""
+        if not taught:
+            return self._first_answer()
+        if self._draw(self.wasted_turn_rate):
+            return expert.waste_turn(messages)
+        return expert.act(messages)
+
+    def _first_answer(self) -> Message:
+        index = self.rng.randrange(self.environment.size(self.split))
+        other = start_conversation(self.environment, self.split, index, 0)
+        try:
+            return make_expert(self.environment, other, self.rng).act(list(other.messages))
+        finally:
+            close_episode(other)

@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, TypeGuard
 import msgspec
 
 from envs.base import Environment
+from envs.conversation import find_tool_flaw, is_conversation, tools_of
 from envs.settings import (
     AlfWorldSettings,
     GymnasiumSettings,
@@ -44,6 +45,11 @@ ENTRY_POINT_GROUP = "foray.environments"
 
 METHODS = ("size", "start", "view", "prompt", "parse")
 """Methods that tell the class of an environment from others in its file."""
+
+CONVERSATION_NAMES = ("size", "start", "tools")
+"""What tells the class of an environment that talks in messages (envs/conversation.py)."""
+
+_WANTED = f"{', '.join(METHODS)} (or, to talk in messages, {', '.join(CONVERSATION_NAMES)})"
 
 # Named, not imported: an actor loads only the environment it plays.
 _BUILT_IN = {
@@ -117,8 +123,16 @@ def make_environments(
 
 
 def make_environment(name: str, **settings: object) -> Environment:
-    """Make an environment; `settings` are those of its factory. Raises as `find_factory` does."""
-    return find_factory(name)(**settings)
+    """Make an environment; `settings` are those of its factory.
+
+    Raises as `find_factory` does, and ValueError for tools that are none.
+    """
+    environment = find_factory(name)(**settings)
+    if is_conversation(environment):
+        flaw = find_tool_flaw(tools_of(environment))
+        if flaw:
+            raise ValueError(f"env.name: {name}: {flaw}")
+    return environment
 
 
 def absolute_name(name: str) -> str:
@@ -223,7 +237,7 @@ def _find_in_file(name: str) -> Callable[..., Any]:
         return own[0]
     names = ", ".join(value.__name__ for value in own) or "none"
     raise EnvironmentNotFound(
-        f"env.name: {text} has not one class with the methods {', '.join(METHODS)}, but {names}; "
+        f"env.name: {text} has not one class with the methods {_WANTED}, but {names}; "
         f"say which: {text}:NAME"
     )
 
@@ -267,13 +281,15 @@ def _attribute_of(module: ModuleType, attribute: str, place: str) -> Callable[..
     value = getattr(module, attribute, None)
     if not _is_environment(value):
         raise EnvironmentNotFound(
-            f"env.name: {place} has no class {attribute!r} with the methods {', '.join(METHODS)}"
+            f"env.name: {place} has no class {attribute!r} with the methods {_WANTED}"
         )
     return value
 
 
 def _is_environment(value: object) -> TypeGuard[type]:
-    """Tell whether something is the class of an environment, by its methods."""
-    return inspect.isclass(value) and all(
-        callable(getattr(value, method, None)) for method in METHODS
-    )
+    """Tell whether something is the class of an environment, by what it has."""
+    if not inspect.isclass(value):
+        return False
+    if all(callable(getattr(value, method, None)) for method in METHODS):
+        return True
+    return all(hasattr(value, name) for name in CONVERSATION_NAMES)

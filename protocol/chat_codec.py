@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from protocol.chat_messages import ChatMessage, build_function_call, fold_system, say_tools
-from protocol.prompting import Prompter
+from protocol.chat_format import PastThoughts, ToolFormat
+from protocol.chat_messages import (
+    ChatMessage,
+    add_system_prompt,
+    build_function_call,
+    fold_system,
+    say_tools,
+)
 from protocol.tool_calls import (
     CALL_END,
     CALL_START,
@@ -22,9 +28,6 @@ from protocol.tool_calls import (
     parse_hermes,
 )
 
-PastThoughts = Literal["keep", "template"]
-ToolFormat = Literal["template", "hermes"]
-
 THOUGHT_START = "<think>"
 THOUGHT_END = "</think>"
 
@@ -32,6 +35,32 @@ _TAGS = (THOUGHT_START, THOUGHT_END, CALL_START, CALL_END)
 """Texts that are special tokens of some models, and never the end of a turn."""
 
 _PROBE = [{"role": "user", "content": "question"}]
+
+
+class ChatRenderer(Protocol):
+    """A chat template and a tokenizer, as `Prompter` has them."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        """Render a conversation; ValueError with the reason of a template that refuses it."""
+        ...
+
+    def special_tokens(self) -> dict[int, str]:
+        """Texts of the special tokens, by id."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts as they stand, special tokens included."""
+        ...
+
+    def decode_exactly(self, tokens: Sequence[int]) -> str:
+        """Decode tokens, special ones included."""
+        ...
 
 
 class Marks(NamedTuple):
@@ -64,11 +93,13 @@ class ChatCodec:
 
     def __init__(
         self,
-        template: Prompter,
+        template: ChatRenderer,
         tools: Sequence[Mapping[str, Any]] = (),
         *,
         past_thoughts: PastThoughts = "keep",
         tool_format: ToolFormat = "template",
+        system_prompt: str = "",
+        end_tokens: Sequence[int] = (),
     ) -> None:
         """Raises ValueError for a template that cannot hold such conversations."""
         self._template = template
@@ -77,6 +108,9 @@ class ChatCodec:
         self._special_tokens = template.special_tokens()
         self._special = _match_any(self._special_tokens.values())
         self._ends = {token for token, text in self._special_tokens.items() if text not in _TAGS}
+        self._ends |= set(end_tokens)
+        self._end_tokens = list(end_tokens[:1])
+        self._system_prompt = system_prompt
         self._native_tools: list[Mapping[str, Any]] | None = None
         self._parse_calls = parse_hermes
         self._parallel = True
@@ -137,7 +171,17 @@ class ChatCodec:
         """Encode what the policy has to say for a message of it, the end of the turn included."""
         marks = find_marks([message], self._tools)
         text = self._write_answer(self._shield(message, marks.inside), marks)
-        return self._encode(text + self.turn_end, marks)
+        return self._encode(text + self.turn_end, marks) + self._end_without_text()
+
+    def encode_words(self, text: str) -> list[int]:
+        """Encode a response as it stands, the end of the turn included."""
+        return self._template.encode([text + self.turn_end])[0] + self._end_without_text()
+
+    def _end_without_text(self) -> list[int]:
+        """The token that ends a turn where the template writes none."""
+        if self.turn_end:
+            return []
+        return self._end_tokens
 
     def _write_answer(self, message: ChatMessage, marks: Marks) -> str:
         """Write a message of the policy as the template does, from where the policy begins.
@@ -256,6 +300,8 @@ class ChatCodec:
     def _to_template(self, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
         """Say messages as the template takes them: without a role or a call that it lacks."""
         converted: list[dict[str, Any]] = [dict(message) for message in messages]
+        if self._system_prompt:
+            converted = add_system_prompt(converted, self._system_prompt)
         if self._native_tools is None and self._tools:
             converted = say_tools(converted, self._tools)
         if not self._parallel:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
+
+PastThoughts = Literal["keep", "template"]
+ToolFormat = Literal["template", "hermes"]
 
 
 class ChatFormat(msgspec.Struct, array_like=True, frozen=True):
@@ -16,6 +19,8 @@ class ChatFormat(msgspec.Struct, array_like=True, frozen=True):
     arguments: dict[str, Any] = {}  # of the template, by name: model.template_arguments
     system_prompt: str = ""  # empty: no message of the system
     end_tokens: list[int] = []  # that end a response; the first is written after a demonstration
+    past_thoughts: PastThoughts = "keep"  # in a conversation
+    tool_format: ToolFormat = "template"
 
 
 class ChatOptions(NamedTuple):
@@ -24,3 +29,5 @@ class ChatOptions(NamedTuple):
     system_prompt: str = ""
     arguments: Mapping[str, Any] = {}
     """Arguments of the template, by name."""
+    past_thoughts: PastThoughts = "keep"
+    tool_format: ToolFormat = "template"

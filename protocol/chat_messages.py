@@ -38,6 +38,16 @@ def say_tools(
     return said
 
 
+def add_system_prompt(
+    messages: Sequence[dict[str, Any]], system_prompt: str
+) -> list[dict[str, Any]]:
+    """Begin the message of the system with a prompt; make one where there is none."""
+    if messages and messages[0]["role"] == "system":
+        content = f"{system_prompt}\n\n{messages[0]['content']}"
+        return [messages[0] | {"content": content}, *messages[1:]]
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
 def fold_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Say a first message of the system at the beginning of the user's first one."""
     if not messages or messages[0]["role"] != "system":

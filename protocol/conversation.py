@@ -7,11 +7,25 @@ of what comes next. A template may rewrite what was said: most drop thoughts of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from protocol.chat_codec import Answer, ChatCodec
 from protocol.chat_messages import ChatMessage, build_function_call
+from protocol.prompting import Prompter
+
+
+def build_codec(prompter: Prompter, tools: Sequence[Mapping[str, Any]]) -> ChatCodec:
+    """Build the codec of a run's conversations; ValueError for a template that cannot hold them."""
+    chat = prompter.chat
+    return ChatCodec(
+        prompter,
+        tools,
+        past_thoughts=chat.past_thoughts,
+        tool_format=chat.tool_format,
+        system_prompt=chat.system_prompt,
+        end_tokens=chat.end_tokens,
+    )
 
 
 class Transcript:
@@ -41,9 +55,14 @@ class Transcript:
     def read(self, response: Sequence[int]) -> tuple[Answer, ChatMessage]:
         """Read the response to the last prompt; returns it, and the message that it is."""
         answer = self._codec.read_answer(response)
+        calls = [
+            call._replace(id=call_id(number))
+            for number, call in enumerate(answer.calls, self._calls)
+        ]
+        answer = answer._replace(calls=calls)
+        self._calls += len(calls)
         self._response = list(response)
-        self._answer = build_message(answer, self._calls)
-        self._calls += len(answer.calls)
+        self._answer = build_message(answer)
         return answer, self._answer
 
     def extend(self, following: Sequence[ChatMessage]) -> list[int]:
@@ -62,8 +81,13 @@ class Transcript:
         return self._prompt
 
 
-def build_message(answer: Answer, first_call: int = 0) -> dict[str, Any]:
-    """Build the message that an answer is, with its calls numbered from `first_call` on.
+def call_id(number: int) -> str:
+    """Return the id of an episode's call number `number`: nine letters, as some templates ask."""
+    return f"call{number:05}"
+
+
+def build_message(answer: Answer) -> dict[str, Any]:
+    """Build the message that an answer is.
 
     A call that cannot be read is one whose only argument is what was written.
     """
@@ -71,11 +95,11 @@ def build_message(answer: Answer, first_call: int = 0) -> dict[str, Any]:
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
     calls = []
-    for number, call in enumerate(answer.calls, first_call):
+    for call in answer.calls:
         arguments = call.arguments
         if call.error:
             arguments = {"unreadable": call.text}
-        calls.append(build_function_call(call.name or "unknown", f"call{number:05}", arguments))
+        calls.append(build_function_call(call.name or "unknown", call.id, arguments))
     if calls:
         message["tool_calls"] = calls
     return message

@@ -36,7 +36,7 @@ import numpy as np
 
 from protocol.chat_format import ChatFormat
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):

@@ -161,6 +161,8 @@ def read_chat_format(model_dir: Path, options: ChatOptions | None = None) -> Cha
         special_tokens=_read_special_tokens(model_dir),
         arguments=dict(options.arguments),
         system_prompt=options.system_prompt,
+        past_thoughts=options.past_thoughts,
+        tool_format=options.tool_format,
     )
 
 

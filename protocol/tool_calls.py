@@ -32,6 +32,8 @@ class ParsedCall(NamedTuple):
     """Why it cannot be called, in words that the policy can be told; "" if it can."""
     text: str = ""
     """The call as the policy wrote it."""
+    id: str = ""
+    """Id that its result refers to, once it has one."""
 
 
 ParseCalls = Callable[[str], tuple[str, list[ParsedCall]]]

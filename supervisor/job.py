@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from tokenizers import Tokenizer
@@ -29,12 +30,14 @@ from config.sets import EVALUATION_SETS
 from controller.think_tokens import load_think_tokens
 from engine.constants import ENGINE_KEY_VARIABLE
 from envs.base import Environment, EnvironmentFailure, Episode
-from envs.play import close_episode, start_episode
+from envs.conversation import is_conversation, to_chat_message, tools_of
+from envs.play import close_episode, make_expert, start_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error, to_printable
+from protocol.conversation import build_codec
 from protocol.files import atomic_write
 from protocol.messages import SCHEMA_VERSION
-from protocol.prompting import load_prompter, read_vocabulary
+from protocol.prompting import Prompter, load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.endpoints import check_launch, check_shards, choose_endpoints
 from supervisor.machine_checks import check_machine, choose_weights_parent
@@ -382,7 +385,7 @@ def _check_expert(
     config: Config, environment: Environment, episode: Episode, directory: Path | None
 ) -> None:
     try:
-        environment.expert(episode, random.Random(0))
+        make_expert(environment, episode, random.Random(0))
     except ValueError as error:
         if directory is None:
             raise ConfigError(
@@ -406,20 +409,28 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
             f"chooses from {vocabulary}"
         )
     load_think_tokens(directory, prompter, environment, config.control)
-    answer = environment.format_response("I look around.", "look around")
-    if prompter.decode(prompter.encode([answer])[0]).strip() != answer.strip():
-        raise ValueError(
-            f"model.name: the tokenizer of {directory} does not give back an answer as it was "
-            f"written: {answer!r}"
-        )
     with first_task(environment) as episode:
-        prompt_tokens = len(prompter.encode_prompt(environment.prompt(environment.view(episode))))
+        prompt = _encode_first_prompt(prompter, environment, episode)
+    prompt_tokens = len(prompt)
     if prompt_tokens + config.sampling.max_tokens > config.engine.max_model_len:
         raise ValueError(
             f"engine.max_model_len: {config.engine.max_model_len} tokens do not hold a first "
             f"prompt of {prompt_tokens} and a response of "
             f"{config.sampling.max_tokens} (sampling.max_tokens); raise it"
         )
+
+
+def _encode_first_prompt(prompter: Prompter, environment: Environment, episode: Any) -> list[int]:
+    """Encode the prompt that an episode begins with; ValueError for a template that cannot."""
+    if is_conversation(environment):
+        codec = build_codec(prompter, tools_of(environment))
+        return codec.encode_prompt([to_chat_message(message) for message in episode.messages])
+    answer = environment.format_response("I look around.", "look around")
+    if prompter.decode(prompter.encode([answer])[0]).strip() != answer.strip():
+        raise ValueError(
+            f"model.name: its tokenizer does not give back an answer as it was written: {answer!r}"
+        )
+    return prompter.encode_prompt(environment.prompt(environment.view(episode)))
 
 
 def check_keys(config: Config, endpoints: Endpoints) -> None:

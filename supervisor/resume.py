@@ -32,6 +32,8 @@ FIXED_REASONS = {
     "env.name": "is what its curve is of",
     "model.name": "is what its weights are of",
     "model.system_prompt": "is in all its prompts",
+    "model.past_thoughts": "says what is in its prompts",
+    "model.tool_format": "says what is in its prompts",
     "sampling.temperature": "is what the log-probs of its episodes are at",
     "learner.group_size": "is the size of the groups that are under way",
     "learner.lora_rank": "is what its adapters have",

@@ -42,8 +42,8 @@ class LocalGenerator:
         if not isinstance(model, _Generates):
             raise ValueError(f"model.name: a {type(model).__name__} cannot generate")
         self._model = model
-        self._prompter = load_prompter(directory, chat)
-        ends = self._prompter.chat.end_tokens
+        self.prompter = load_prompter(directory, chat)
+        ends = self.prompter.chat.end_tokens
         sampling: dict[str, object] = {"do_sample": False}
         if not decoding.greedy:
             sampling = {"do_sample": True, **decoding._asdict()}
@@ -52,11 +52,15 @@ class LocalGenerator:
         )
         torch.manual_seed(seed)
 
-    @torch.inference_mode()
     def __call__(self, message: str) -> str:
         """Return the response to one user message, with the thought that its prompt begins."""
-        prompt = torch.tensor([self._prompter.encode_prompt(message)])
+        return self.prompter.read_response(self.sample(self.prompter.encode_prompt(message)))
+
+    @torch.inference_mode()
+    def sample(self, prompt: list[int]) -> list[int]:
+        """Return the tokens of a response to a prompt."""
+        prompts = torch.tensor([prompt])
         tokens = self._model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), generation_config=self._generation
+            prompts, attention_mask=torch.ones_like(prompts), generation_config=self._generation
         )
-        return self._prompter.read_response(tokens[0, prompt.shape[1] :].tolist())
+        return tokens[0, len(prompt) :].tolist()

@@ -12,11 +12,15 @@ from functools import partial
 import numpy as np
 
 from config import Config
+from envs.conversation import to_chat_message
 from envs.play import ExpertEpisode, play_expert_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error, source_directory, timeout_error
 from learner.data.samples import TrainingSample
+from protocol.chat_codec import ChatCodec
+from protocol.conversation import Transcript, build_codec
 from protocol.prompting import Prompter
+from protocol.tool_calls import format_hermes, to_json
 from protocol.validation import MAX_TURNS
 
 log = logging.getLogger(__name__)
@@ -32,15 +36,32 @@ Turns = list[tuple[str, str]]
 
 
 def play_demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
-    """Play as `play_tasks` does; yield what was won."""
-    return (turns for turns in play_tasks(config, episodes) if turns is not None)
+    """Play as `play_tasks` does; yield the texts of what was won."""
+    won = (episode for episode in play_tasks(config, episodes) if episode is not None)
+    return (list_texts(episode) for episode in won)
 
 
-def play_tasks(config: Config, episodes: int) -> Iterator[Turns | None]:
+def list_texts(episode: ExpertEpisode) -> Turns:
+    """List the (prompt, response) texts of an episode's turns.
+
+    Those of a conversation are without what a chat template has around them.
+    """
+    turns = list(episode.turns)
+    tools = "\n".join(map(to_json, episode.tools))
+    for messages, answer, _ in episode.conversation:
+        prompt = "\n".join([*filter(None, [tools]), *(message.content for message in messages)])
+        tools = ""
+        calls = format_hermes([(call.name, call.arguments) for call in answer.tool_calls])
+        thought = f"<think>{answer.reasoning}</think>" if answer.reasoning else ""
+        turns.append((prompt, "\n".join(filter(None, [thought, answer.content, calls]))))
+    return turns
+
+
+def play_tasks(config: Config, episodes: int) -> Iterator[ExpertEpisode | None]:
     """Play the first `episodes` tasks of a shuffle of the training tasks.
 
-    Yields the turns of each; None of one that was not won. A task that fails is logged, and is not
-    won. NoDemonstrations if all of the first ones fail.
+    Yields each; None of one that was not won. A task that fails is logged, and is not won.
+    NoDemonstrations if all of the first ones fail.
     """
     settings = config.warm_start
     seed = config.run.seed
@@ -71,7 +92,7 @@ def play_tasks(config: Config, episodes: int) -> Iterator[Turns | None]:
             failures.check(number + 1)
             yield None
             continue
-        yield episode.turns if episode.success else None
+        yield episode if episode.success else None
 
 
 class _TaskFailures:
@@ -162,6 +183,34 @@ class TurnTokenizer:
 
     def __init__(self, prompter: Prompter) -> None:
         self._prompter = prompter
+        self._codec: ChatCodec | None = None
+
+    def tokenize(self, episode: ExpertEpisode) -> list[TrainingSample]:
+        """Make one sample a turn that is to be imitated."""
+        if episode.conversation:
+            return self._tokenize_conversation(episode)
+        return self.tokenize_turns(episode.turns)
+
+    def _tokenize_conversation(self, episode: ExpertEpisode) -> list[TrainingSample]:
+        """Make samples whose prompts are those of a run, had its policy said the same."""
+        if self._codec is None:
+            self._codec = build_codec(self._prompter, episode.tools)
+        transcript = Transcript(self._codec)
+        samples = []
+        response: list[int] = []
+        names: dict[str, str] = {}
+        for number, (messages, answer, taught) in enumerate(episode.conversation):
+            said = [to_chat_message(message, names) for message in messages]
+            if number:
+                transcript.read(response)
+                prompt = transcript.extend(said)
+            else:
+                prompt = transcript.open(said)
+            response = self._codec.encode_answer(to_chat_message(answer))
+            names |= {call.id: call.name for call in answer.tool_calls}
+            if taught:
+                samples.append(_build_sample(np.array(prompt), np.array(response)))
+        return samples
 
     def tokenize_turns(self, turns: Sequence[tuple[str, str]]) -> list[TrainingSample]:
         """Make one sample a turn, in which every token of the response is learned.
@@ -171,7 +220,7 @@ class TurnTokenizer:
         prompts = self._prompter.encode_prompts([prompt for prompt, _ in turns])
         responses = self._prompter.encode_responses([response for _, response in turns])
         return [
-            _build_sample(np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32))
+            _build_sample(np.array(prompt), np.array(response))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
 
@@ -179,8 +228,8 @@ class TurnTokenizer:
 def _build_sample(prompt: np.ndarray, response: np.ndarray) -> TrainingSample:
     length = len(response)
     return TrainingSample(
-        prompt=prompt,
-        response=response,
+        prompt=prompt.astype(np.int32),
+        response=response.astype(np.int32),
         mask=np.ones(length, bool),
         log_mu=np.zeros(length, np.float32),
         age=np.zeros(length, np.int32),

@@ -61,7 +61,7 @@ MAX_POSITIONS = 2048
 """Tokens of the longest prompt and response together."""
 _ROLE = rf"(?:{'|'.join(ROLES)})\n"
 _WORDS = "|".join([_ROLE, r" ?\p{L}+", r" ?\p{N}{1,2}", r" ?[^\s\p{L}\p{N}]+", r"\s"])
-_TAG = re.compile(r"</?[a-z]+>")
+_TAG = re.compile(r"</?[a-z_]+>")
 _WORD = re.compile(r" ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s")
 
 

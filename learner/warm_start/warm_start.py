@@ -62,9 +62,9 @@ def warm_start(
     started = time.monotonic()
     samples: list[TrainingSample] = []
     won = 0
-    for number, turns in enumerate(play_tasks(config, settings.episodes), 1):
-        if turns is not None:
-            samples += turn_tokenizer.tokenize_turns(turns)
+    for number, episode in enumerate(play_tasks(config, settings.episodes), 1):
+        if episode is not None:
+            samples += turn_tokenizer.tokenize(episode)
             won += 1
         report("demonstrations", number, settings.episodes, won=won)
     if not samples:

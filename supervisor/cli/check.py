@@ -6,14 +6,16 @@ Tasks are played as actors play them, by the expert and by an agent that answers
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -21,21 +23,29 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from actors.conversation_stage import ConversationStage
 from actors.stage import Stage, StepOutcome
 from config import Config
 from config.resolve import parse_overrides, resolve
 from envs.base import Environment, Split
-from envs.play import close_episode, play_expert_episode, start_episode
+from envs.conversation import is_conversation, tools_of
+from envs.play import close_episode, make_expert, play_expert_episode, start_episode
 from envs.registry import make_environment, short_name
 from envs.threads import call_in_thread
 from envs.user_errors import describe_error, source_directory
 from protocol.arrays import INT32, pack
+from protocol.chat_codec import ChatCodec
+from protocol.conversation import build_codec
+from protocol.prompting import load_prompter
+from protocol.tool_calls import CALL_END, CALL_START, format_hermes
 from protocol.validation import MAX_TURNS
-from supervisor.job import build_environment
+from supervisor.job import build_environment, environment_errors
 from telemetry.analysis.intervals import wilson_interval
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 NONSENSE = "What is the meaning of this?"
+TURN_END = "\N{END OF TEXT}"
+"""Sign that ends a message where there is no model."""
 MOST_FLAWS = 10
 """Flaws that are printed; others mostly are these in other tasks."""
 
@@ -59,6 +69,8 @@ class Findings:
     """Turns of each episode of the expert; None of one that it did not win."""
     demonstrations: list[bool] = field(default_factory=list)
     """Successes of the expert, for each episode with the slips of a warm start."""
+    codec: ChatCodec | None = None
+    """Of an environment that talks in messages."""
     longest_prompt: int = 0
     """Characters of the longest prompt."""
     slowest_turn_s: float = 0.0
@@ -82,7 +94,7 @@ class Findings:
 
 
 class CharacterPrompter:
-    """Stands in for a tokenizer: a character is a token."""
+    """Stands in for a tokenizer and a chat template: a character is a token."""
 
     def encode_prompt(self, message: str) -> list[int]:
         """Code points of a prompt."""
@@ -91,6 +103,39 @@ class CharacterPrompter:
     def read_response(self, tokens: list[int]) -> str:
         """The text of code points."""
         return "".join(map(chr, tokens))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
+        """Messages with their roles, each with a sign at its end."""
+        del tools
+        said = [f"{message['role']}: {message['content']}{TURN_END}" for message in messages]
+        return "".join(said) + "assistant: " * add_generation_prompt
+
+    def special_tokens(self) -> dict[int, str]:
+        """The sign at the end of a message."""
+        return {ord(TURN_END): TURN_END}
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Code points of texts."""
+        return [self.encode_prompt(text) for text in texts]
+
+    def decode_exactly(self, tokens: Sequence[int]) -> str:
+        """The text of code points."""
+        return "".join(map(chr, tokens))
+
+
+def make_codec(config: Config, environment: Environment) -> ChatCodec:
+    """Make a codec of the model's template, or of characters where it is in no directory."""
+    model_dir = Path(config.model.name)
+    tools = tools_of(environment)
+    if (model_dir / "tokenizer.json").is_file():
+        return build_codec(load_prompter(model_dir, config.model.chat_options()), tools)
+    return ChatCodec(CharacterPrompter(), tools)
 
 
 def main(arguments: list[str]) -> int:
@@ -121,6 +166,9 @@ def check_environment(
 ) -> Findings:
     """Play tasks of both splits, and note what is wrong."""
     findings = Findings()
+    if is_conversation(environment):
+        with environment_errors(config):
+            findings.codec = make_codec(config, environment)
     home = source_directory(environment)
     tasks = choose_tasks(environment, tasks_per_split)
     checks: list[Callable[[Config, Environment, Task, Findings], None]] = [
@@ -163,8 +211,10 @@ def choose_tasks(environment: Environment, tasks_per_split: int) -> list[Task]:
 
 def opening_of(environment: Environment, task: Task, seed: int) -> tuple[str, str, str]:
     """The task, the first prompt and the first state of a task, as an agent finds them."""
-    episode = start_episode(environment, task.split, task.index, seed)
+    episode: Any = start_episode(environment, task.split, task.index, seed)
     try:
+        if is_conversation(environment):
+            return str(episode.task), repr(list(episode.messages)), ""
         prompt = environment.prompt(environment.view(episode))
         return str(episode.task), str(prompt), str(episode.state_key())
     finally:
@@ -213,6 +263,14 @@ def _check_nonsense(
     config: Config, environment: Environment, task: Task, findings: Findings
 ) -> None:
     """An agent that never answers in the right form comes to an end."""
+    if is_conversation(environment):
+        names = ["no-such-tool", *(tool["function"]["name"] for tool in tools_of(environment))]
+        calls = [f"{CALL_START}{NONSENSE}{CALL_END}", *(format_hermes([(n, {})]) for n in names)]
+        for answers in ([NONSENSE], calls):
+            texts = itertools.cycle(answers)
+            respond = partial(next, texts)
+            _play(environment, task, lambda stage, respond=respond: respond, findings)
+        return
     turns = _play(environment, task, lambda stage: lambda: NONSENSE, findings)
     if any(turn.valid for turn in turns):
         findings.add_flaw(f"parse() calls {NONSENSE!r} a valid response", task)
@@ -221,8 +279,10 @@ def _check_nonsense(
 def _check_expert(config: Config, environment: Environment, task: Task, findings: Findings) -> None:
     """The expert's turns are valid, written down and read as an agent's are."""
 
-    def begin(stage: Stage) -> Callable[[], str]:
-        expert = environment.expert(stage.episode, random.Random(task.index))
+    def begin(stage: Any) -> Callable[[], str | list[int]]:
+        expert = make_expert(environment, stage.episode, random.Random(task.index))
+        if is_conversation(environment):
+            return lambda: stage.encode_answer(expert.act(list(stage.messages)))
         return lambda: environment.format_response(*expert.act(stage.view))
 
     if not has_expert(environment, task):
@@ -230,11 +290,12 @@ def _check_expert(config: Config, environment: Environment, task: Task, findings
     turns = _play(environment, task, begin, findings)
     is_won = bool(turns) and turns[-1].success
     findings.expert_turns.append(len(turns) if is_won else None)
+    flaw = "parse() does not call valid what format_response() writes for the expert"
+    if is_conversation(environment):
+        flaw = "what the expert says is not read as it was said, or reply() calls it invalid"
     for turn in turns:
         if not turn.valid:
-            findings.add_flaw(
-                "parse() does not call valid what format_response() writes for the expert", task
-            )
+            findings.add_flaw(flaw, task)
 
 
 def _check_demonstration(
@@ -261,7 +322,7 @@ def has_expert(environment: Environment, task: Task) -> bool:
     """Tell whether somebody can demonstrate a task."""
     episode = start_episode(environment, task.split, task.index, 0)
     try:
-        environment.expert(episode, random.Random(0))
+        make_expert(environment, episode, random.Random(0))
     except ValueError:
         return False
     finally:
@@ -272,14 +333,21 @@ def has_expert(environment: Environment, task: Task) -> bool:
 def _play(
     environment: Environment,
     task: Task,
-    begin: Callable[[Stage], Callable[[], str]],
+    begin: Callable[[Any], Callable[[], str | list[int]]],
     findings: Findings,
 ) -> list[StepOutcome]:
     """Play a task as an actor does; returns its turns, and notes how long the slowest took.
 
-    `begin` gets the stage of a task that has started, and returns what answers each prompt.
+    `begin` gets the stage of a task that has started, and returns what answers each prompt, as a
+    text or in tokens.
     """
-    stage = Stage(environment, CharacterPrompter(), MAX_PROMPT_CHARACTERS)
+    prompter = CharacterPrompter()
+    encode = prompter.encode_prompt
+    stage: Stage | ConversationStage = Stage(environment, prompter, MAX_PROMPT_CHARACTERS)
+    if is_conversation(environment):
+        assert findings.codec is not None
+        encode = findings.codec.encode_words
+        stage = ConversationStage(environment, findings.codec, MAX_PROMPT_CHARACTERS)
     turns: list[StepOutcome] = []
     try:
         with findings.time_turn(task):
@@ -287,7 +355,9 @@ def _play(
         respond = begin(stage)
         while prompt is not None and len(turns) < environment.max_turns:
             findings.longest_prompt = max(findings.longest_prompt, len(prompt))
-            response = [ord(character) for character in respond()]
+            response = respond()
+            if isinstance(response, str):
+                response = encode(response)
             with findings.time_turn(task):
                 turns.append(stage.step(pack(np.array(response), INT32)))
             prompt = turns[-1].prompt

@@ -27,7 +27,7 @@ from config.evaluation import ONLY_SET, PlannedEpisode
 from config.options import this_command, values_of
 from config.resolve import full_name, parse_overrides, resolve, resolve_recorded
 from envs.base import Environment
-from envs.play import close_episode, start_episode
+from envs.play import play_expert_episode
 from protocol.files import atomic_write
 from protocol.messages import StopReason, Trajectory
 from supervisor.cli.train import prepare_run, print_places, run_to_end
@@ -230,31 +230,21 @@ def _evaluate_expert(config: Config, output: Path | None, console: Console) -> i
 
 def play_expert(environment: Environment, planned: PlannedEpisode, seed: int) -> EvaluatedEpisode:
     """Let the expert play a task to its end; each sample of it has a seed of its own."""
-    episode = start_episode(environment, planned.set.split, planned.task, seed + planned.sample)
-    try:
-        view = environment.view(episode)
-        expert = environment.expert(episode, random.Random(seed + planned.sample))
-        reward = 0.0
-        while True:
-            _, action = expert.act(view)
-            result = episode.step(action)
-            reward += result.reward
-            if result.done:
-                break
-            view.record(action, result.observation)
-        return EvaluatedEpisode(
-            task=planned.task,
-            task_type=episode.task_type,
-            success=result.success,
-            reward=reward,
-            turns=view.step,
-            scores=dict(episode.scores),
-            set=planned.set.name,
-            index=planned.index,
-            sample=planned.sample,
-        )
-    finally:
-        close_episode(episode)
+    own_seed = seed + planned.sample
+    episode = play_expert_episode(
+        environment, planned.set.split, planned.task, random.Random(own_seed), seed=own_seed
+    )
+    return EvaluatedEpisode(
+        task=planned.task,
+        task_type=episode.task_type,
+        success=episode.success,
+        reward=episode.reward,
+        turns=len(episode.turns) + len(episode.conversation),
+        scores=dict(episode.scores),
+        set=planned.set.name,
+        index=planned.index,
+        sample=planned.sample,
+    )
 
 
 def build_results(

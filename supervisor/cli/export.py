@@ -17,6 +17,8 @@ from config.model import is_hub_id
 from config.options import values_of
 from config.resolve import find_changes, resolve
 from engine.launch import serve_command
+from envs.base import Environment
+from envs.conversation import is_conversation
 from envs.registry import short_name
 from learner.checkpoint_damage import STATE, describe_damage
 from protocol.files import atomic_write
@@ -149,12 +151,19 @@ def _example_prompt(config: Config) -> str:
     try:
         environment = build_environment(config)
         with environment_errors(config), first_task(environment) as episode:
-            prompt = environment.prompt(environment.view(episode))
+            prompt = _first_prompt(environment, episode)
     except ConfigError:
         return ""
     if len(prompt) > MAX_PROMPT_CHARACTERS:
         return prompt[:MAX_PROMPT_CHARACTERS] + " …"
     return prompt
+
+
+def _first_prompt(environment: Environment, episode: Any) -> str:
+    """The first prompt of an episode, or the messages that it begins with, as text."""
+    if is_conversation(environment):
+        return "\n".join(f"{said.role}: {said.content}" for said in episode.messages)
+    return environment.prompt(environment.view(episode))
 
 
 def _read_evaluation(file: Path | None) -> dict[str, Any] | None:

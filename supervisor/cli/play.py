@@ -10,18 +10,34 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from config import Config, ConfigError
 from config.resolve import parse_overrides, resolve
 from envs.base import Environment, Episode, Split
+from envs.conversation import is_conversation, tools_of
 from envs.play import close_episode, start_episode
 from envs.view import AgentView
+from protocol.chat_codec import ChatCodec
 from protocol.chat_format import ChatOptions
+from protocol.conversation import build_codec
+from supervisor.cli.check import CharacterPrompter
+from supervisor.cli.play_conversation import (
+    ConversationStage,
+    Respond,
+    ask_person,
+    follow_expert,
+    play_conversation,
+)
 from supervisor.job import build_environment, environment_errors
 from supervisor.models import Checkpoint, find_checkpoint
+
+if TYPE_CHECKING:
+    from learner.model.local_generation import LocalGenerator
 
 ACTION_COLUMNS = 2
 
@@ -85,6 +101,8 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
         raise ConfigError(
             f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}"
         )
+    if is_conversation(environment):
+        return _play_conversation(config, environment, split, task, watch, console)
     with environment_errors(config):
         episode = start_episode(environment, split, task, config.run.seed)
     try:
@@ -92,6 +110,22 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
     finally:
         with environment_errors(config):
             close_episode(episode)
+
+
+def _play_conversation(
+    config: Config, environment: Environment, split: Split, task: int, watch: str, console: Console
+) -> bool:
+    """Play an episode of messages, in a model's own form if a model plays."""
+    codec = ChatCodec(CharacterPrompter(), tools_of(environment))
+    respond: Callable[[ConversationStage], Respond] = ask_person
+    if watch == "expert":
+        respond = partial(follow_expert, environment, random.Random(config.run.seed))
+    elif watch:
+        generate = _load_generator(config, watch)
+        with environment_errors(config):
+            codec = build_codec(generate.prompter, tools_of(environment))
+        respond = lambda _: generate.sample  # noqa: E731
+    return play_conversation(config, environment, codec, split, task, respond, console)
 
 
 def _play(
@@ -154,6 +188,18 @@ def _build_expert_player(config: Config, environment: Environment, episode: Epis
 
 
 def _build_model_player(config: Config, environment: Environment, watch: str) -> Player:
+    generate = _load_generator(config, watch)
+
+    def choose(view: AgentView) -> Move:
+        response = generate(environment.prompt(view))
+        parsed = environment.parse(response, view.observation.admissible)
+        return Move(parsed.action, response, parsed.valid)
+
+    return choose
+
+
+def _load_generator(config: Config, watch: str) -> LocalGenerator:
+    """Load the policy that is to play; ConfigError for a directory that has none."""
     checkpoint = find_checkpoint(watch)
     directory = Path(watch)
     if checkpoint is not None:
@@ -165,7 +211,7 @@ def _build_model_player(config: Config, environment: Environment, watch: str) ->
         )
     from learner.model.local_generation import LocalGenerator  # torch takes seconds to load
 
-    generate = LocalGenerator(
+    return LocalGenerator(
         directory,
         config.decoding(evaluation=True),
         config.sampling.max_tokens,
@@ -173,18 +219,11 @@ def _build_model_player(config: Config, environment: Environment, watch: str) ->
         _chat_options(config, checkpoint),
     )
 
-    def choose(view: AgentView) -> Move:
-        response = generate(environment.prompt(view))
-        parsed = environment.parse(response, view.observation.admissible)
-        return Move(parsed.action, response, parsed.valid)
-
-    return choose
-
 
 def _chat_options(config: Config, checkpoint: Checkpoint | None) -> ChatOptions:
     """How prompts are rendered: as the settings say, or else as those of the checkpoint's run."""
     options = config.model.chat_options()
-    if any(options) or checkpoint is None:
+    if options != ChatOptions() or checkpoint is None:
         return options
     file = checkpoint.run_dir / "config.toml"
     if not file.is_file():

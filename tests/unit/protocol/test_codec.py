@@ -69,6 +69,8 @@ def values_of(kind: inspect.Type) -> st.SearchStrategy:
             return st.dictionaries(values_of(key), values_of(value), max_size=3)
         case inspect.StructType(cls=cls, fields=fields):
             return st.builds(cls, **{field.name: values_of(field.type) for field in fields})
+    if isinstance(kind, msgspec.inspect.LiteralType):
+        return st.sampled_from(kind.values)
     raise TypeError(f"no values for {kind}: teach this test its type")
 
 

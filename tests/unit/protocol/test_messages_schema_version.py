@@ -18,7 +18,7 @@ from protocol.messages import SCHEMA_VERSION
 RECORDED = (*typing.get_args(AnyMessage), TrainingState, Calibration, RuleSpec)
 """Messages, and what checkpoints and requests to engines hold; episodes are a message."""
 
-SHAPE = (7, "902327ef905d2996")
+SHAPE = (8, "89fa229680001e7f")
 """The version of the messages, and the digest of all shapes that it has."""
 
 
