@@ -451,7 +451,8 @@ async def wait_ready(endpoint: str, seconds: float, key: str = "", run: str = ""
             await _probe(session, endpoint)
     except TimeoutError:
         raise EngineNotReady(
-            f"the engine at {endpoint} did not answer within {seconds:g} s (engine.start_seconds)"
+            f"the engine at {endpoint} did not answer within {seconds:g} s; give it more "
+            "(engine.start_seconds) if it was still loading"
         ) from None
     except aiohttp.ClientError as error:
         raise EngineNotReady(f"the engine at {endpoint} closed the connection: {error}") from None
@@ -507,6 +508,10 @@ async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
     }
     async with session.post(f"{endpoint}/inference/v1/generate", json=body) as response:
         _check_key(response, endpoint)
+        if response.status >= 500:
+            raise EngineNotReady(
+                f"the engine at {endpoint} failed at its first token ({await response.text()})"
+            )
         if response.status != 200:
             hint = ""
             if response.status in (403, 404):

@@ -121,8 +121,8 @@ def load_keys(directory: str) -> CurveKeys | None:
     secrets = sorted(keys_dir.glob(f"*{SECRET}"))
     if len(secrets) != 1 or not (keys_dir / f"{RUN}.key").is_file():
         raise KeysError(
-            f"{keys_dir} holds no keys; `run.py keys {keys_dir}` makes them, and of a machine's "
-            "directory there all is needed"
+            f"{keys_dir} holds no keys; `run.py keys {keys_dir}` makes those of a run, and "
+            "`run.py keys KEYS NAME` makes KEYS/NAME for a machine, to be copied there as it is"
         )
     (secret,) = secrets
     if secret.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):

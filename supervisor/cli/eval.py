@@ -95,7 +95,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--sets", metavar="NAME,NAME", help="evaluation sets to play, of those of eval.sets"
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: eval.json in run.dir")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="default: eval.json in run.dir; for the expert: none",
+    )
     parser.add_argument(
         "--serial", action="store_true", help="in one process, with a small engine of our own"
     )

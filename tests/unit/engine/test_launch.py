@@ -358,6 +358,7 @@ def make_app(*, gated: bool = True, **answers: int) -> web.Application:
         ({"health": 200, "weights": 200, "generate": 403}, "--enable-scale-out"),
         ({"health": 200, "weights": 401}, "FORAY_ENGINE_KEY"),
         ({"health": 200, "weights": 200, "generate": 401}, "FORAY_ENGINE_KEY"),
+        ({"health": 200, "weights": 200, "generate": 500}, "^the engine at .* first token"),
     ],
 )
 async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_ready(
