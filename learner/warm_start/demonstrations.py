@@ -20,7 +20,7 @@ from learner.data.samples import TrainingSample
 from protocol.chat_codec import ChatCodec
 from protocol.conversation import Transcript, build_codec
 from protocol.prompting import Prompter
-from protocol.tool_calls import format_hermes, to_json
+from protocol.tool_calls import describe_tools, format_hermes
 from protocol.validation import MAX_TURNS
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def list_texts(episode: ExpertEpisode) -> Turns:
     Those of a conversation are without what a chat template has around them.
     """
     turns = list(episode.turns)
-    tools = "\n".join(map(to_json, episode.tools))
+    tools = describe_tools(episode.tools) if episode.tools else ""
     for messages, answer, _ in episode.conversation:
         prompt = "\n".join([*filter(None, [tools]), *(message.content for message in messages)])
         tools = ""

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from config import ConfigError
 from supervisor.cli.check import main
 from tests.fixtures.example_environment import guide_code
+from tests.fixtures.tool_environment import tool_code
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +121,27 @@ def test_check_of_an_environment_without_an_expert_says_so(
     status, output = checked(tmp_path, code, capsys, tasks=2)
     assert status == 0
     assert "expert: none" in output
+
+
+def test_check_of_the_guides_conversation_finds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, output = checked(tmp_path, tool_code(), capsys)
+    assert (status, output.splitlines()[-1]) == (0, "nothing is wrong with it")
+
+
+def test_check_says_what_a_conversation_replies_that_cannot_be_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tool_code().replace("return Reply(answer_calls(", "return Reply(() and (")
+    status, output = checked(tmp_path, code, capsys)
+    assert status == 1
+    assert "gave no messages as reply().messages" in output
+
+
+def test_tools_that_are_none_are_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tool_code().replace('"type": "object"', '"type": "string"')
+    with pytest.raises(ConfigError, match=r"tools\[0\]: its parameters are no JSON schema"):
+        checked(tmp_path, code, capsys)

@@ -12,6 +12,7 @@ from envs.base import EnvironmentFailure
 from envs.registry import make_environment
 from supervisor.cli.play import play
 from tests.fixtures.runs import small_config
+from tests.fixtures.tool_environment import tool_code
 
 CONFIG = small_config()
 
@@ -139,3 +140,15 @@ def test_without_a_list_of_actions_the_player_is_told_their_form(monkeypatch: py
     typing(monkeypatch, "<search>capital of Bhutan</search>", "q")
     _, output = watched(small_config(env__name="search"))
     assert "<answer>" in output and "capital of Bhutan" in output and "Doc 1: " in output
+
+
+def test_person_calls_a_tool_of_a_conversation_and_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "prices.py"
+    file.write_text(tool_code())
+    typing(monkeypatch, 'price {"fruit": "fig"}', "no idea")
+    solved, output = watched(small_config(env__name=str(file)))
+    assert not solved
+    assert "assistant: price(fruit='fig')\ntool: " in output
+    assert "not solved: reward 0 after 2 turns" in output
