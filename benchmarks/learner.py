@@ -22,6 +22,7 @@ import argparse
 import copy
 import functools
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -29,7 +30,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -187,6 +188,39 @@ def conversations(episodes: int, vocabulary: int) -> list[TrainingSample]:
     return found
 
 
+def count_flops(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> float:
+    """Count the operations of an update on all turns that the textbook asks for.
+
+    Six for each weight of a layer and each token, as many for each weight of the head and each
+    trained token, and six for each of a layer's attended pairs of tokens and each of their numbers
+    (causal, so half of all pairs). What the learner leaves out is counted, too.
+    """
+    config = model.config
+    layers: Any = model.base_model.layers  # of unknown type
+    weights = sum(weight.numel() for weight in layers.parameters() if weight.ndim == 2)
+    head_size = getattr(config, "head_dim", None)
+    heads = config.hidden_size
+    if head_size:
+        heads = config.num_attention_heads * head_size
+    tokens = sum(turn.length for turn in turns)
+    trained = sum(turn.trained_tokens for turn in turns)
+    pairs = sum(turn.length**2 for turn in turns)
+    head = config.vocab_size * config.hidden_size
+    return 6.0 * (weights * tokens + head * trained + len(layers) * heads * pairs)
+
+
+def measure_peak(size: int = 1024, repeats: int = 10) -> float:
+    """Measure the operations a second of products of large float32 matrices: the best of some."""
+    left = torch.randn(size, size)
+    right = torch.randn(size, size)
+    best_s = math.inf
+    for _ in range(repeats):
+        started = time.perf_counter()
+        left @ right
+        best_s = min(best_s, time.perf_counter() - started)
+    return 2.0 * size**3 / best_s
+
+
 class Condition(NamedTuple):
     """A way to make an update, and the turns that it takes."""
 
@@ -279,22 +313,32 @@ def main() -> None:
         conditions[ONE_ROW] = Condition.of(update, settings, turns=talk)
         conditions[ROW_A_TURN] = Condition.of(update, settings, turns=talk[::-1])
         speeds = measure(conditions, model, options.repeats)
+        flops_a_token = {
+            name: count_flops(model, condition.turns) / condition.tokens
+            for name, condition in conditions.items()
+        }
+    peak = measure_peak()
+    shares = {name: speeds[name] * flops / peak for name, flops in flops_a_token.items()}
     loops = list(speeds.values())[:2]
     whole = speeds["the learner's whole update"]
     results = {
         **speeds,
         "bare_ratio": whole / max(loops),
         "merged_ratio": speeds[ONE_ROW] / speeds[ROW_A_TURN],
+        "peak_gflops": peak / 1e9,
+        "share_of_peak": shares["the learner's whole update"],
     }
     table = Table(
         f"{len(turns)} turns, {sum(turn.length for turn in turns):,} tokens",
         "tokens/s",
         "ratio to the faster bare loop",
+        "share of peak",
     )
     for name, speed in speeds.items():
-        table.add_row(name, f"{speed:,.0f}", f"{speed / max(loops):.2f}")
+        ratio = speed / max(loops)
+        table.add_row(name, f"{speed:,.0f}", f"{ratio:.2f}", f"{shares[name]:.0%}")
     Console().print(table)
-    for name in ("bare_ratio", "merged_ratio"):
+    for name in ("bare_ratio", "merged_ratio", "peak_gflops", "share_of_peak"):
         Console().print(f"{name} {results[name]:.3f}", highlight=False)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

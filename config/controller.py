@@ -63,9 +63,18 @@ class ClusterSection(Section, frozen=True):
             "Command that starts the learner on another machine: it runs the command after it "
             "there, in this directory and with these variables "
             "(srun,--disable-status,--nodes=1,--ntasks=1,-w,NODE or ip,netns,exec,NAME). "
-            "It then needs learner.host, run.weights_dir and security.keys"
+            "It then needs learner.host, run.weights_dir and security.keys. {machine} is the "
+            "machine's number, after this one (0) and those of cluster.shard_hosts"
         ),
     ] = []
+    learner_machines: Annotated[
+        int,
+        says(
+            "Machines that share the learner's ranks, equally many on each, at learner.host the "
+            "first; cluster.learner_launch starts them there, by {machine}",
+            ge=1,
+        ),
+    ] = 1
 
     gpus: Annotated[
         int,

@@ -151,6 +151,13 @@ class LearnerSection(Section, frozen=True):
             "a third more work"
         ),
     ] = False
+    compile: Annotated[
+        bool,
+        says(
+            "Compile the layers (torch.compile), which takes minutes once: for GPUs. It needs a "
+            "C++ compiler, and on GPUs Triton"
+        ),
+    ] = False
     microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = (
         4096
     )

@@ -1,47 +1,47 @@
 """Checkpoints: Hugging Face directories that anything can load, with what training needs to go on.
 
     <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
-                               training_state/  state.json  contents.json  optimizer.pt
-                                                explored.npz  (adapters.safetensors)  (critic.pt)
-                                                (reference/)
+                               training_state/  state.json  contents.json  explored.npz  tensors/
+                                                (critic.pt)  (reference/)
 
 One is written under another name and renamed when it is complete, so whatever bears a number can be
 loaded; unless the machine has lost power, or a copy was broken off: learner/checkpoint_damage.py.
+Several ranks write one together, and any number of ranks reads it (learner/checkpoint_tensors.py).
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
-from collections.abc import Container, Hashable, Iterable
+from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from learner import checkpoint_tensors
 from learner.checkpoint_damage import DAMAGED, STATE, numbered_checkpoints, write_contents
-from learner.model.critic import Critic
-from learner.model.lora import adapter_tensors
-from learner.model.sharding import (
-    full_optimizer_state,
-    full_state_dict,
-    full_tensor,
-    load_optimizer_state,
+from learner.checkpoint_tensors import (
+    CheckpointTensors,
+    copy_tensors,
+    read_optimizer,
+    write_training,
+    write_weights,
 )
+from learner.model.critic import Critic
 from learner.ranks import Ranks
 from protocol.files import atomic_replace
 from telemetry.analysis.exploration import Exploration
 
-Name = TypeVar("Name", bound=Hashable)
-
+TENSORS = "tensors"
 REFERENCE = "reference"
 CRITIC = "critic.pt"
-ADAPTERS = "adapters.safetensors"
 EXPLORED = "explored.npz"
 COLLAPSED = "-collapsed"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
@@ -95,47 +95,77 @@ def checkpoints_dir(run_dir: Path) -> Path:
     return Path(run_dir) / "checkpoints"
 
 
-class _Tensors(NamedTuple):
-    """All tensors of a checkpoint, in full, in the memory of rank 0's machine."""
+class _Explored(NamedTuple):
+    """An Exploration as arrays."""
 
-    weights: dict[str, Tensor]
-    moments: dict[tuple[int, str], Tensor]
-    adapters: dict[str, Tensor]
-    reference: dict[str, Tensor]
+    states: np.ndarray
+    pairs: np.ndarray
+    divisors: np.ndarray
 
 
-def save(
+@dataclass(frozen=True)
+class StagedCheckpoint:
+    """A checkpoint in memory: what a rank writes, or has copied for rank 0 to write."""
+
+    directory: Path  # which it will be
+    tokenizer_from: Path  # the directory that the policy was loaded from
+    model: PreTrainedModel  # for its configuration
+    reference: PreTrainedModel | None  # likewise
+    tensors: CheckpointTensors
+    state: TrainingState
+    critic: dict | None
+    explored: _Explored | None
+
+
+def stage(
     run_dir: Path,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     tokenizer_from: Path,
     extra: ExtraState,
-    ranks: Ranks | None = None,
-    fsync: bool = False,
-) -> Path:
-    """Write a checkpoint, replacing one of the same update.
+) -> StagedCheckpoint:
+    """Copy all that a checkpoint holds, so that training may go on. All ranks must ask."""
+    critic = None
+    if extra.critic is not None:
+        critic = copy.deepcopy(extra.critic.state())
+    explored = None
+    if extra.exploration is not None:
+        explored = _copy_exploration(extra.exploration)
+    return StagedCheckpoint(
+        checkpoints_dir(run_dir) / f"{state.update:06d}",
+        tokenizer_from,
+        model,
+        extra.reference,
+        copy_tensors(model, optimizer, extra.reference),
+        state,
+        critic,
+        explored,
+    )
 
-    With several ranks, all must ask, and rank 0 writes. `tokenizer_from`: the directory the policy
-    was loaded from. `fsync`: it survives the machine, too, once this returns. OSError, with nothing
-    left of it, if the disk is full.
+
+def write(staged: StagedCheckpoint, ranks: Ranks, fsync: bool = False) -> Path:
+    """Write a checkpoint, replacing one of the same update; return its directory.
+
+    With several ranks, all must ask, and their disk is the same. It may be called beside training,
+    in another thread. `fsync`: it survives the machine, too, once this returns. OSError, with
+    nothing left of it, if the disk is full.
     """
-    ranks = ranks or Ranks()
-    final = checkpoints_dir(run_dir) / f"{state.update:06d}"
-    tensors = _collect_tensors(model, optimizer, extra, ranks)
+    final = staged.directory
+    unfinished = final.parent / f".{final.name}-unfinished"
     if ranks.rank:
-        ranks.barrier()
+        ranks.barrier_beside()  # until there is a directory
+        _write_tensors(unfinished, staged, ranks, fsync)
+        ranks.barrier_beside()
         return final
     for abandoned in final.parent.glob(".*-*"):
         # by a process that was killed in the middle of one
         shutil.rmtree(abandoned, ignore_errors=True)
-    unfinished = final.parent / f".{final.name}-{os.getpid()}"
     with atomic_replace(final, unfinished, "run.dir"):
         (unfinished / STATE).mkdir(parents=True)
-        save_policy(unfinished, model, tokenizer_from, tensors.weights)
-        _write_training_state(unfinished / STATE, tensors, extra)
-        write_contents(unfinished)
-        (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
+        ranks.barrier_beside()
+        _write_tensors(unfinished, staged, ranks, fsync)
+        _write_rest(unfinished, staged)
         if fsync:
             for path in (*unfinished.rglob("*"), unfinished):
                 _to_disk(path)
@@ -146,43 +176,40 @@ def save(
         os.replace(unfinished, final)
         if fsync:
             _to_disk(final.parent)
-    ranks.barrier()
+    ranks.barrier_beside()
     return final
 
 
-def _collect_tensors(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, extra: ExtraState, ranks: Ranks
-) -> _Tensors:
-    adapters = ((name, full_tensor(tensor)) for name, tensor in adapter_tensors(model).items())
-    reference: dict[str, Tensor] = {}
-    weights = _on_host(full_state_dict(model), ranks)
-    moments = _on_host(full_optimizer_state(optimizer), ranks)
-    adapters_on_host = _on_host(adapters, ranks)
-    if extra.reference is not None:
-        reference = _on_host(full_state_dict(extra.reference), ranks)
-    return _Tensors(weights, moments, adapters_on_host, reference)
+def _write_tensors(directory: Path, staged: StagedCheckpoint, ranks: Ranks, fsync: bool) -> None:
+    """Write what this rank has of all tensors."""
+    tensors = staged.tensors
+    write_weights(directory, staged.model, tensors.weights, ranks)
+    if staged.reference is not None:
+        write_weights(directory / STATE / REFERENCE, staged.reference, tensors.reference, ranks)
+    write_training(directory / STATE / TENSORS, tensors.training, ranks, fsync)
 
 
-def _write_training_state(directory: Path, tensors: _Tensors, extra: ExtraState) -> None:
-    """Write what training needs to go on, but for state.json."""
-    torch.save(tensors.moments, directory / "optimizer.pt")
-    if tensors.adapters:
-        save_file(tensors.adapters, directory / ADAPTERS)
-    if extra.reference is not None:
-        extra.reference.save_pretrained(directory / REFERENCE, state_dict=tensors.reference)
-    if extra.critic is not None:
-        torch.save(extra.critic.state(), directory / CRITIC)
-    if extra.exploration is not None:
-        _save_exploration(directory / EXPLORED, extra.exploration)
+def _write_rest(directory: Path, staged: StagedCheckpoint) -> None:
+    """Write all but the tensors that ranks have parts of; state.json comes last."""
+    copy_small_files(staged.tokenizer_from, directory)
+    if staged.critic is not None:
+        torch.save(staged.critic, directory / STATE / CRITIC)
+    if staged.explored is not None:
+        _save_explored(directory / STATE / EXPLORED, staged.explored)
+    write_contents(directory)
+    (directory / STATE / "state.json").write_bytes(msgspec.json.encode(staged.state))
 
 
-def _save_exploration(file: Path, exploration: Exploration) -> None:
-    np.savez(
-        file,
-        states=np.fromiter(exploration.states, np.uint64),
-        pairs=np.fromiter(exploration.pairs, np.uint64),
-        divisors=list(exploration.divisors.values()),
+def _copy_exploration(exploration: Exploration) -> _Explored:
+    return _Explored(
+        np.fromiter(exploration.states, np.uint64),
+        np.fromiter(exploration.pairs, np.uint64),
+        np.array(list(exploration.divisors.values())),
     )
+
+
+def _save_explored(file: Path, explored: _Explored) -> None:
+    np.savez(file, states=explored.states, pairs=explored.pairs, divisors=explored.divisors)
 
 
 def rewrite_state(directory: Path, state: TrainingState, fsync: bool = False) -> None:
@@ -222,18 +249,6 @@ def prune(run_dir: Path, newest: int, every: int, needed: Container[int]) -> Non
         shutil.rmtree(unnumbered, ignore_errors=True)
 
 
-def _on_host(tensors: Iterable[tuple[Name, Tensor]], ranks: Ranks) -> dict[Name, Tensor]:
-    """Copy tensors to the memory of rank 0's machine; nothing on other ranks.
-
-    One by one: what is sharded may not fit on a device.
-    """
-    on_host = {}
-    for name, tensor in tensors:
-        if not ranks.rank:
-            on_host[name] = tensor.cpu()
-    return on_host
-
-
 def _to_disk(path: Path) -> None:
     """Have a file's bytes, or a directory's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -243,32 +258,30 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def save_policy(
-    directory: Path,
-    model: PreTrainedModel,
-    tokenizer_from: Path,
-    weights: dict[str, Tensor] | None = None,
-) -> None:
-    """Write weights and configuration, with the tokenizer and other small files it came with.
-
-    The weights are float32: the model's, or these in its place.
-    """
+def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path) -> None:
+    """Write a model that is no rank's alone, with the tokenizer and other files it came with."""
     directory.mkdir(parents=True, exist_ok=True)
-    for file in Path(tokenizer_from).iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS):
-            shutil.copy(file, directory / file.name)
-    model.save_pretrained(directory, state_dict=weights)
+    model.save_pretrained(directory)
+    copy_small_files(tokenizer_from, directory)
 
 
-def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
+def copy_small_files(source: Path, directory: Path) -> None:
+    """Copy the files of a model's directory, but for weights and those that are there already."""
+    for file in source.iterdir():
+        target = directory / file.name
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and not target.exists():
+            shutil.copy(file, target)
+
+
+def load(
+    directory: Path, optimizer: torch.optim.Optimizer, ranks: Ranks | None = None
+) -> TrainingState:
     """Restore an optimizer, built with the settings of now, and return the rest.
 
     The weights: `load_policy(directory)`, from which `read_adapters(directory)` come out again.
+    With several ranks, all must ask.
     """
-    load_optimizer_state(
-        optimizer,
-        torch.load(directory / STATE / "optimizer.pt", map_location="cpu", weights_only=True),
-    )
+    read_optimizer(directory / STATE / TENSORS, optimizer, ranks or Ranks())
     return read_state(directory)
 
 
@@ -286,10 +299,7 @@ def load_critic(directory: Path, critic: Critic) -> None:
 
 def read_adapters(directory: Path) -> dict[str, Tensor]:
     """Read a checkpoint's adapters, as `adapter_tensors` returned them; empty if it has none."""
-    path = directory / STATE / ADAPTERS
-    if not path.exists():
-        return {}
-    return load_file(path)
+    return checkpoint_tensors.read_adapters(directory / STATE / TENSORS)
 
 
 def load_exploration(directory: Path) -> Exploration:

@@ -6,6 +6,7 @@
   _listen             word from the controller                    controller
   _train              a full batch, oldest groups first           Intake.run, _listen
   one a version       its copy of the weights to be written       _train
+  one a checkpoint    its copy of the training to be written      _train
   one an evaluation   all its episodes                            Intake.run, _listen
   Reporter.run        the clock (a second)                        clock
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from typing import cast
 
@@ -234,7 +236,7 @@ class Learner:
             await self._report_training()
         self.training.began = self.training.began or self._limits.elapsed_s()
         if self._config.learner.rollback and latest(self._run_dir) is None:
-            await self._checkpoint()
+            await self._checkpoint(wait=True)
 
     async def _restore(self) -> None:
         """Take the policy to start from, and the log since the last checkpoint.
@@ -288,7 +290,7 @@ class Learner:
         started = time.monotonic()
         if self._is_checkpoint_due() or rolled_back_to is not None:
             with self._spans.span("checkpoint"):
-                await self._checkpoint()
+                await self._checkpoint(wait=rolled_back_to is not None)
         with self._spans.span("publish", update=number):
             await self._publish(batch.groups, last=False)
         await self._report_update(metrics, wait_s, time.monotonic() - started)
@@ -349,13 +351,14 @@ class Learner:
 
         That is the last weights, and the last evaluation (unless the user is in a hurry).
         """
-        await self._checkpoint()
+        await self._checkpoint(wait=True)
         await self._publish_last()
         for task in evaluations:
             await task
         if not self._stop.is_set():
             await self.evaluate(wait=True)
-        await self._checkpoint()  # with what was not trained on, which a resumed run goes on with
+        # with what was not trained on, which a resumed run goes on with
+        await self._checkpoint(wait=True)
         await self._controller.send(Shutdown(reason="the run is over"))
         await self._reporter.send_failures()
         await self._reporter.send("dropped", self._buffer.cancel_remaining())
@@ -445,7 +448,11 @@ class Learner:
     def _is_checkpoint_due(self) -> bool:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
-    async def _checkpoint(self) -> None:
+    async def _checkpoint(self, wait: bool) -> None:
+        """Begin to write a checkpoint, and forget the episodes before it once it is written.
+
+        `wait`: until then.
+        """
         position = self._store.resume_offset()
         closed = self._buffer.closed
         intake = IntakeState(
@@ -457,7 +464,15 @@ class Learner:
             dropped=self._buffer.closed_drops(),
         )
         await asyncio.to_thread(self._log.sync)
-        await self._host.call(CheckpointCall(intake))
+        with self._waits.on("the checkpoint of before to be written"):
+            writing = await self._host.call(CheckpointCall(intake))
+        finishing = self._tasks.create_task(self._finish_checkpoint(writing, position))
+        if wait:
+            with self._waits.on("the checkpoint to be written"):
+                await finishing
+
+    async def _finish_checkpoint(self, writing: Future[Path], position: int) -> None:
+        await asyncio.wrap_future(writing)
         self._log.forget(position)
 
     # --- messages

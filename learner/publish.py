@@ -251,18 +251,22 @@ def copy_weights(
     dtype: str,
     into: Snapshot | None = None,
     device: torch.device | str = "cpu",
+    *,
+    keep: bool = True,
 ) -> Snapshot:
     """Copy the weights to `device`, where training does not change them any more.
 
     They have the engine's precision (`engine.dtype`; auto: float32, for the engine to cast), into
     which the device casts that has them: half the bytes travel, and no core of the host is busy.
     `into`: an earlier one whose memory may be used again, which is several times faster than fresh
-    memory. With several ranks, all must ask.
+    memory. With several ranks, all must ask; those that do not `keep` get no tensors.
     """
     tensors = {}
     devices = {torch.device(device)}
-    for name, tensor in full_state_dict(model):
+    for name, tensor in full_state_dict(model, _DTYPES[dtype]):
         devices.add(tensor.device)
+        if not keep:
+            continue
         if into is not None:
             memory = into.tensors[name]
         else:

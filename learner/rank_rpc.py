@@ -6,6 +6,7 @@ import functools
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
@@ -91,15 +92,15 @@ class ReleaseCall(RankCall[None]):
 
 
 @dataclass(frozen=True)
-class CheckpointCall(RankCall[Path]):
-    """Write a checkpoint."""
+class CheckpointCall(RankCall[Future[Path]]):
+    """Copy what a checkpoint holds; the future has its directory, once it is written."""
 
     intake: IntakeState
 
     name = "checkpoint"
 
-    def run(self, training: Training) -> Path:
-        return training.checkpoint(self.intake)
+    def run(self, training: Training) -> Future[Path]:
+        return training.begin_checkpoint(self.intake)
 
 
 def start_all_ranks(ranks: Ranks, job: Job, report: ReportProgress) -> Training:
@@ -139,6 +140,7 @@ def serve_rank(job: Job, ranks: Ranks) -> None:
         return
     for call in iter(receive_call, None):
         call.run(training)
+    training.wait_written()
 
 
 def _report_nothing(

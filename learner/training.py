@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -13,14 +14,16 @@ from transformers import PreTrainedModel
 
 from config import Config, Job
 from learner import checkpoint
-from learner.checkpoint import Evaluated, IntakeState, TrainingState
+from learner.checkpoint import Evaluated, IntakeState, StagedCheckpoint, TrainingState
 from learner.data.rollout_metrics import count_generated_tokens
 from learner.data.samples import build_samples
+from learner.model.loading import build_skeleton
 from learner.model.policy import load_policy
+from learner.model.sharding import Policy
 from learner.publish import Snapshot, copy_weights
 from learner.ranks import Ranks
 from learner.update import Updater
-from learner.warm_start.policy_cache import warm_start_or_load
+from learner.warm_start.policy_cache import warm_start_or_find
 from learner.warm_start.warm_start import ReportProgress
 from protocol.machine import available_cores
 from protocol.messages import Trajectory
@@ -69,7 +72,9 @@ class Training:
         """The checkpoint that was evaluated best, of those that are there."""
         self._rollbacks = state.rollbacks
         self._rolled_back_to: int | None = None  # until a checkpoint says so
-        self._checkpointed = checkpointed
+        self._checkpointed = checkpointed  # or is being written
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[Path] | None = None
         self._watch = self._new_watch()  # of the updates since the last rollback
         self._exploration = exploration or Exploration()
         self._scale_steps()
@@ -77,6 +82,11 @@ class Training:
     @property
     def model(self) -> PreTrainedModel:
         return self._updater.model
+
+    @property
+    def policy(self) -> Policy:
+        """The model by what is asked of it, on all ranks at the same time."""
+        return self._updater.policy
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -89,9 +99,10 @@ class Training:
         It is warm-started if that is asked for and was not done before.
         """
         ranks = ranks or Ranks()
-        model = _load_policy(Path(job.model_dir), job.config, ranks)
+        directory = Path(job.model_dir)
         if job.config.warm_start.episodes:
-            _warm_start(model, job, report, ranks)
+            directory = _warm_start(job, report, ranks)
+        model = _load_policy(directory, job.config, ranks)
         return cls(job, _build_updater(model, job.config, ranks), TrainingState())
 
     @classmethod
@@ -146,7 +157,10 @@ class Training:
         signs = self._watch.observe(record)
         if not signs or self._is_stale_after_rollback():
             return None
-        checkpoints = checkpoint.by_update(Path(self._job.run_dir))
+        self.wait_written()
+        checkpoints = self._ranks.on_rank_0(  # which removes some, when other ranks have written
+            lambda: checkpoint.by_update(Path(self._job.run_dir))
+        )
         good = last_update_before_signs(self.update_number, list(checkpoints))
         if good is None:
             return None
@@ -159,18 +173,19 @@ class Training:
     def note_evaluation(self, update: int, success: float) -> None:
         """Remember the checkpoint of that update if none was evaluated better."""
         is_better = self.best is None or success >= self.best.success
-        if is_better and update in checkpoint.by_update(Path(self._job.run_dir)):
+        if is_better and self._has_checkpoint(update):
             self.best = Evaluated(update, success)
 
     def snapshot(self) -> Snapshot:
-        """Copy the weights as they are now, to be published."""
+        """Copy the weights as they are now, to be published; on rank 0 alone there are any."""
         into = self.spare
         self.spare = None
         engine = self._job.config.engine
         device = torch.device("cpu")
         if engine.weights == "nccl":
             device = self._ranks.device
-        return copy_weights(self.model, self.update_number, engine.dtype, into, device)
+        keep = self._ranks.rank == 0
+        return copy_weights(self.model, self.update_number, engine.dtype, into, device, keep=keep)
 
     def release_memory(self) -> None:
         """Give up the memory that only an update needs: gradients, and what torch keeps for it."""
@@ -179,35 +194,42 @@ class Training:
             torch.cuda.empty_cache()
 
     def checkpoint(self, intake: IntakeState | None = None) -> Path:
-        """Write everything that `restore` needs to go on as if nothing had happened.
+        """Write a checkpoint, and wait until it is written."""
+        writing = self.begin_checkpoint(intake)
+        self.wait_written()
+        return writing.result()
 
-        After a rollback, the checkpoints between are archived.
+    def begin_checkpoint(self, intake: IntakeState | None = None) -> Future[Path]:
+        """Copy everything that `restore` needs to go on as if nothing had happened.
+
+        It is written beside the next updates; one at a time is. After a rollback, the checkpoints
+        between are archived.
         """
+        self.wait_written()
         state = self._state(intake or IntakeState())
-        fsync = self._job.config.learner.fsync
         if self._checkpointed is not None:
-            if not self._ranks.rank:
-                checkpoint.rewrite_state(self._checkpointed, state, fsync)
-            return self._checkpointed
+            self._writing = self._writer.submit(self._rewrite_state, self._checkpointed, state)
+            return self._writing
         updater = self._updater
-        run_dir = Path(self._job.run_dir)
-        path = checkpoint.save(
-            run_dir,
+        staged = checkpoint.stage(
+            Path(self._job.run_dir),
             self.model,
             updater.optimizer,
             state,
             Path(self._job.model_dir),
             checkpoint.ExtraState(updater.reference, updater.critic, self._exploration),
-            self._ranks,
-            fsync,
         )
-        if not self._ranks.rank:
-            if self._rolled_back_to is not None:
-                checkpoint.archive_between(run_dir, self._rolled_back_to, self.update_number)
-            self._prune(run_dir)
+        self._writing = self._writer.submit(self._write, staged, self._rolled_back_to)
         self._rolled_back_to = None
-        self._checkpointed = path
-        return path
+        self._checkpointed = staged.directory
+        return self._writing
+
+    def wait_written(self) -> None:
+        """Wait for the checkpoint that is being written; raises what that raised."""
+        writing = self._writing
+        self._writing = None
+        if writing is not None:
+            writing.result()
 
     # --- rollbacks
 
@@ -240,6 +262,27 @@ class Training:
 
     # --- checkpoints
 
+    def _has_checkpoint(self, update: int) -> bool:
+        """Tell whether the checkpoint of an update is there, or is being written."""
+        directory = self._checkpointed
+        is_newest = directory is not None and int(directory.name) == update
+        return is_newest or update in checkpoint.by_update(Path(self._job.run_dir))
+
+    def _rewrite_state(self, directory: Path, state: TrainingState) -> Path:
+        if not self._ranks.rank:
+            checkpoint.rewrite_state(directory, state, self._job.config.learner.fsync)
+        return directory
+
+    def _write(self, staged: StagedCheckpoint, rolled_back_to: int | None) -> Path:
+        """Write a checkpoint, and remove those that are no longer kept."""
+        directory = checkpoint.write(staged, self._ranks, self._job.config.learner.fsync)
+        if not self._ranks.rank:
+            run_dir = Path(self._job.run_dir)
+            if rolled_back_to is not None:
+                checkpoint.archive_between(run_dir, rolled_back_to, staged.state.update)
+            self._prune(run_dir, staged.state.update)
+        return directory
+
     def _state(self, intake: IntakeState) -> TrainingState:
         return TrainingState(
             update=self.update_number,
@@ -252,33 +295,34 @@ class Training:
             best=self.best,
         )
 
-    def _prune(self, run_dir: Path) -> None:
+    def _prune(self, run_dir: Path, update: int) -> None:
         learner = self._job.config.learner
         needed = set()
         if self.best is not None:
             needed.add(self.best.update)
         if learner.rollback:
             numbers = list(checkpoint.by_update(run_dir))
-            oldest = last_update_before_signs(self.update_number, numbers)
+            oldest = last_update_before_signs(update, numbers)
             if oldest is not None:
                 # each of these will be the one to go back to
                 needed.update(number for number in numbers if number >= oldest)
         checkpoint.prune(run_dir, learner.keep_checkpoints, learner.keep_every, needed)
 
 
-def _warm_start(model: PreTrainedModel, job: Job, report: ReportProgress, ranks: Ranks) -> None:
-    """Warm-start the model on rank 0; the other ranks load what it has made."""
-    is_made = False
+def _warm_start(job: Job, report: ReportProgress, ranks: Ranks) -> Path:
+    """Warm-start the policy on rank 0, which has it in full; return the directory that it is in.
+
+    Raises Stopped on the other ranks when rank 0 raises anything.
+    """
+    directory: Path | None = None
     try:
         if not ranks.rank:
-            warm_start_or_load(model, job, report)
-            is_made = True
+            directory = warm_start_or_find(job, report, ranks.device)
     finally:
-        is_made = ranks.broadcast_object(is_made)  # the others wait for it, whatever comes of it
-    if not is_made:
+        directory = ranks.broadcast_object(directory)  # others wait for it, whatever comes of it
+    if directory is None:
         raise Stopped
-    if ranks.rank:
-        warm_start_or_load(model, job, report)  # which is there now
+    return directory
 
 
 def _restore_updater(
@@ -293,7 +337,7 @@ def _restore_updater(
         reference = _load_policy(reference_dir, config, ranks)
     model = _load_policy(directory, config, ranks)
     updater = _build_updater(model, config, ranks, reference, adapters)
-    state = checkpoint.load(directory, updater.optimizer)
+    state = checkpoint.load(directory, updater.optimizer, ranks)
     if updater.critic is not None:
         checkpoint.load_critic(directory, updater.critic)
     return updater, state
@@ -312,9 +356,11 @@ def _check_adapters(directory: Path, config: Config, adapters: dict[str, Tensor]
 
 
 def _load_policy(directory: Path, config: Config, ranks: Ranks) -> PreTrainedModel:
-    return load_policy(
-        directory, ranks.device, gradient_checkpointing=config.learner.gradient_checkpointing
-    )
+    """Load a policy; for a group of ranks, its skeleton, which is filled once it is sharded."""
+    checkpointing = config.learner.gradient_checkpointing
+    if ranks.is_group:
+        return build_skeleton(directory, ranks, gradient_checkpointing=checkpointing)
+    return load_policy(directory, ranks.device, gradient_checkpointing=checkpointing)
 
 
 def _build_updater(

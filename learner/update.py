@@ -26,8 +26,9 @@ from learner.losses import LOSSES, NEEDS_OLD_LOG_PROBS, Tokens
 from learner.losses.diagnostics import divergence, token_ages
 from learner.losses.kl import reference_kl
 from learner.model.critic import Critic
-from learner.model.lora import add_adapters, load_adapters
-from learner.model.sharding import Policy, full_state_dict, full_tensor, set_weights
+from learner.model.lora import add_adapters, load_adapters, reset_adapters
+from learner.model.sharding import Policy, copy_into
+from learner.model.slices import full_tensor
 from learner.ranks import Ranks
 
 TOKEN_STATS = ("log_pi", "log_mu", "age", "entropy", "clipped", "kept", "kl_reference", "loss")
@@ -58,7 +59,8 @@ class _Step:
 class Updater:
     """A model in training, its optimizer, and the random state that shuffles samples.
 
-    Its weights are float32; adapters are put into it if settings ask for them.
+    Its weights are float32; adapters are put into it if settings ask for them. With a group of
+    ranks, models may be skeletons (learner/model/loading.py), which are filled here.
     """
 
     def __init__(
@@ -80,30 +82,37 @@ class Updater:
         """
         self.model = model
         self.ranks = ranks or Ranks()
+        self._settings = settings
         self.reference: PreTrainedModel | None = None
         if settings.kl_coef:
             self.reference = (reference or copy.deepcopy(model)).requires_grad_(False)
         if settings.lora_rank:
-            add_adapters(model, settings.lora_rank, settings.lora_alpha, seed)
-            if adapters:
-                load_adapters(model, adapters)
-        self._policy = Policy(model, self.ranks, settings.precision)
+            add_adapters(model, settings.lora_rank, settings.lora_alpha)
+        self.policy = self._share(model)
+        if adapters:
+            load_adapters(model, adapters)
+        else:
+            reset_adapters(model, seed)
         self._reference_policy: Policy | None = None
         if self.reference is not None:
-            self._reference_policy = Policy(self.reference, self.ranks, settings.precision)
+            self._reference_policy = self._share(self.reference)
         self.rng = np.random.default_rng(seed)
         self.optimizer = _build_optimizer(model, settings)
         self.step_scale = 1.0
         """Factor of the step size that the settings ask for."""
         self.critic = _build_critic(model, settings)
-        self._settings = settings
         self._temperature = temperature
         self._max_tokens = max_tokens
+
+    def _share(self, model: PreTrainedModel) -> Policy:
+        """Share a model between the ranks."""
+        s = self._settings
+        return Policy(model, self.ranks, s.precision, compiled=s.compile)
 
     def refresh_reference(self) -> None:
         """Make the policy as it is now the reference."""
         if self.reference is not None:
-            set_weights(self.reference, dict(full_state_dict(self.model)))
+            copy_into(self.reference, self.model)
 
     def annotate(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """Add to samples what policy and value head, as they are now, know of them.
@@ -114,7 +123,7 @@ class Updater:
             samples = self._with_old_log_probs(samples)
         if self.critic is not None:
             budget = self._settings.microbatch_tokens
-            samples = self.critic.annotate(self._policy, samples, budget, self.ranks)
+            samples = self.critic.annotate(self.policy, samples, budget, self.ranks)
         return list(samples)
 
     def update(self, samples: Sequence[TrainingSample], progress: float = 0.0) -> dict[str, float]:
@@ -200,9 +209,7 @@ class Updater:
         states.
         """
         s = self._settings
-        log_pi, entropy = self._policy(
-            batch, self._temperature, entropy_gradient=s.entropy_coef > 0
-        )
+        log_pi, entropy = self.policy(batch, self._temperature, entropy_gradient=s.entropy_coef > 0)
         tokens = _tokens_of(batch, log_pi)
         token_loss = LOSSES[s.loss.type](tokens, s.loss)
         kl = self._reference_kl(batch, tokens)
@@ -259,7 +266,7 @@ class Updater:
         computed = []
         for indices, counts in self.ranks.shard(packs):
             with torch.no_grad():
-                log_pi, _ = self._policy(collate([rows[i] for i in indices]), self._temperature)
+                log_pi, _ = self.policy(collate([rows[i] for i in indices]), self._temperature)
             if counts:
                 computed.append(log_pi.cpu().numpy())
         for indices, log_pi in zip(packs, self.ranks.gather(computed, len(packs)), strict=True):

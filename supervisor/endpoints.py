@@ -31,6 +31,18 @@ _reservations: deque[socket.socket] = deque(maxlen=256)
 
 def check_launch(config: Config) -> None:
     """Raise ConfigError when a learner elsewhere would not find us, nor engines its weights."""
+    cluster = config.cluster
+    names_machine = any("{machine}" in word for word in cluster.learner_launch)
+    if cluster.learner_machines > 1 and not names_machine:
+        raise ConfigError(
+            f"cluster.learner_machines: nothing starts ranks on {cluster.learner_machines} "
+            "machines; set cluster.learner_launch, with {machine} in it"
+        )
+    if config.learner.ranks % cluster.learner_machines:
+        raise ConfigError(
+            f"cluster.learner_machines: {cluster.learner_machines} machines cannot have equally "
+            f"many of {config.learner.ranks} ranks (learner.ranks)"
+        )
     if not config.cluster.learner_launch:
         return
     if not (config.learner.host and config.run.weights_dir):

@@ -14,7 +14,7 @@ import zmq
 import zmq.asyncio
 from rich.console import Console
 
-from config import Job, LearnerSection
+from config import Config, Job
 from config.options import values_of
 from engine.launch import EngineCommand, EngineNotReady, engine_command, wait_ready
 from protocol.codec import FrameReader
@@ -23,7 +23,8 @@ from protocol.lifetime import describe_end
 from protocol.messages import Stats
 from protocol.security import admit_key_holders, load_keys
 from protocol.validation import REPORTED, validate_stats
-from supervisor.endpoints import free_port
+from supervisor.cluster.plan import rank_machines
+from supervisor.endpoints import LOOPBACK, free_port
 from supervisor.engine_health import kill_dead_engines
 from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, job_file, write_settings
@@ -216,10 +217,13 @@ class Run:
     def _start_learner(self) -> ChildProcess:
         """Start all ranks of the learner; returns rank 0, which ends when the run does."""
         elapsed_s = self._collector.state.wall_seconds(time.monotonic())
-        arguments = learner_arguments(self._job, elapsed_s)
-        launch = self._job.config.cluster.learner_launch
+        config = self._job.config
+        machines = rank_machines(config)
         ranks = []
-        for rank, environment in enumerate(learner_environments(self._job.config.learner)):
+        for rank, environment in enumerate(learner_environments(config)):
+            machine = str(machines[rank])
+            launch = [word.replace("{machine}", machine) for word in config.cluster.learner_launch]
+            arguments = learner_arguments(self._job, elapsed_s, rank)
             name = _numbered_name("learner", rank)
             child = spawn(name, arguments, self._log(name), environment, launch)
             ranks.append(self._add(child))
@@ -418,13 +422,19 @@ def _with_cause(error: EngineNotReady, engine: ChildProcess) -> str:
     return f"{': '.join(filter(None, causes))}\nits log: {engine.log}"
 
 
-def learner_arguments(job: Job, elapsed_s: float) -> list[str]:
-    """Arguments of `python -m` for each rank of the learner, which sees the GPUs of all ranks.
+def learner_arguments(job: Job, elapsed_s: float, rank: int = 0) -> list[str]:
+    """Arguments of `python -m` for a rank of the learner, which sees the GPUs of its machine's.
 
     `elapsed_s`: how long the run has lasted before.
     """
     arguments = ["learner", str(job_file(job)), f"{elapsed_s:.3f}"]
-    return on_devices(job.devices.learner, arguments)
+    machines = rank_machines(job.config)
+    gpus = [
+        gpu
+        for gpu, machine in zip(job.devices.learner, machines, strict=False)
+        if machine == machines[rank]
+    ]
+    return on_devices(gpus, arguments)
 
 
 def engine_arguments(job: Job, number: int, command: EngineCommand) -> list[str]:
@@ -434,19 +444,23 @@ def engine_arguments(job: Job, number: int, command: EngineCommand) -> list[str]
     return on_devices(job.devices.engines[number].gpus, command.arguments)
 
 
-def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
+def learner_environments(config: Config) -> list[dict[str, str]]:
     """Environment variables of each rank of the learner.
 
-    They are those of torchrun, which may start ranks elsewhere. A single rank needs none.
+    They are those of torchrun, which may start ranks elsewhere. A single rank needs none. Ranks of
+    several machines meet at learner.host, those of one on that machine.
     """
-    if settings.ranks == 1:
+    ranks = config.learner.ranks
+    if ranks == 1:
         return [{}]
-    group = {
-        "WORLD_SIZE": str(settings.ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-    }
-    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(settings.ranks)]
+    host = LOOPBACK
+    if config.cluster.learner_machines > 1:
+        host = config.learner.host
+    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": host, "MASTER_PORT": str(free_port())}
+    on_machine = ranks // config.cluster.learner_machines
+    return [
+        {**group, "RANK": str(rank), "LOCAL_RANK": str(rank % on_machine)} for rank in range(ranks)
+    ]
 
 
 @contextlib.asynccontextmanager

@@ -148,7 +148,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 logits = _logits(hidden[chunk], weight, bias, form.shape)
                 log_all = functional.log_softmax(logits, dim=-1)
             else:
-                logits = kept  # of which only a capped one needs the logits themselves
+                logits = kept  # which are asked for only with a cap, and then nothing is kept
                 log_all = kept
             to_logits = log_all.exp()
             to_target = to_log_p[chunk, None]

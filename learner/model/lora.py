@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from learner.model.slices import slice_like
+
 A = ".lora_A"
 B = ".lora_B"
 _NAME = "default"  # peft's own, for the only one there is
@@ -29,11 +31,11 @@ class Adapter(NamedTuple):
     scale: float
 
 
-def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
+def add_adapters(model: PreTrainedModel, rank: int, alpha: float) -> None:
     """Freeze the model and put an adapter beside each matrix of its layers.
 
-    A is random and B 0, so that nothing changes yet.
-    ValueError if peft is not installed. The caller's random state is left alone.
+    What is in them is up to `reset_adapters` or `load_adapters`. ValueError if peft is not
+    installed. The caller's random state is left alone.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -41,10 +43,23 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
         raise ValueError("learner.lora_rank: LoRA needs peft; install the extra 'lora'") from None
     fraction = cast(int, alpha)  # which peft takes, but does not declare
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         inject_adapter_in_model(
             LoraConfig(r=rank, lora_alpha=fraction, target_modules="all-linear"), model
         )
+
+
+@torch.no_grad()
+def reset_adapters(model: PreTrainedModel, seed: int) -> None:
+    """Begin anew: A is random, uniform within 1 / sqrt(in) of 0, and B 0: nothing changes yet.
+
+    It is the same whatever the number of ranks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for _, adapter in adapters(model):
+        bound = adapter.a.shape[1] ** -0.5
+        a = torch.empty(adapter.a.shape).uniform_(-bound, bound, generator=generator)
+        adapter.a.copy_(slice_like(a, adapter.a))
+        adapter.b.zero_()
 
 
 def adapters(model: PreTrainedModel) -> Iterator[tuple[str, Adapter]]:
@@ -82,11 +97,11 @@ def load_adapters(model: PreTrainedModel, kept: dict[str, Tensor]) -> None:
                     f"learner.lora_rank: the checkpoint's adapters have rank {a.shape[0]}, not "
                     f"{adapter.a.shape[0]}"
                 )
-            model.get_parameter(name.removesuffix("weight") + "base_layer.weight").sub_(
-                adapter.scale * (b @ a).to(adapter.b.device)
-            )
-            adapter.a.copy_(a)
-            adapter.b.copy_(b)
+            weight = model.get_parameter(name.removesuffix("weight") + "base_layer.weight")
+            product = (adapter.scale * (b @ a)).to(weight.device)
+            weight.sub_(slice_like(product, weight))
+            adapter.a.copy_(slice_like(a, adapter.a))
+            adapter.b.copy_(slice_like(b, adapter.b))
 
 
 def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -39,9 +39,26 @@ def load_policy(
     `gradient_checkpointing`, layers keep no activations. ValueError if `log_probs` would not be
     those of the model.
     """
-    disable_progress_bar()
+    model = load_checked(directory, read_config(directory))
+    if gradient_checkpointing:
+        keep_no_activations(model)
+    _move(model, device)
+    return model
+
+
+def read_config(directory: Path) -> PreTrainedConfig:
+    """Read the configuration of a policy, with all that is random in training mode off."""
     config = AutoConfig.from_pretrained(directory)
     _without_noise(config)
+    return config
+
+
+def load_checked(directory: Path, config: PreTrainedConfig) -> PreTrainedModel:
+    """Load the model of a configuration, with the attention that `load_policy` describes.
+
+    ValueError if `log_probs` would not be those of the model.
+    """
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(
         directory, config=config, dtype=torch.float32
     ).train()
@@ -53,15 +70,17 @@ def load_policy(
         ).train()
         fast = "eager"
     _choose_attention(model, fast)
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    _move(model, device)
     return model
 
 
 def attention_of(model: PreTrainedModel) -> str | None:
     """Return the name of the attention that a model computes with: eager, sdpa, ..."""
     return model.config._attn_implementation  # noqa: SLF001  transformers has no other name for it
+
+
+def keep_no_activations(model: PreTrainedModel) -> None:
+    """Have layers compute their activations again for the gradient, instead of keeping them."""
+    model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def _move(module: torch.nn.Module, device: torch.device | str) -> None:

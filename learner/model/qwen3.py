@@ -2,19 +2,22 @@
 
 The numbers are the same as transformers'.
 
-Of the last layer, only the trained positions have a query, an output and an MLP; the other
-positions are there as keys and values alone. For a shallow policy with long prompts that is a third
-of the work (docs/measurements/learning.md has the measurements).
+Of the last layer, only the trained positions have an output and an MLP. Queries begin at the first
+of them, and the other positions are there as keys and values alone. For a shallow policy with long
+prompts that is a third of the work (docs/measurements/learning.md has the measurements).
 """
 
 from __future__ import annotations
 
-from typing import TypeGuard, cast
+import functools
+import types
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3Attention,
@@ -22,19 +25,35 @@ from transformers.models.qwen3.modeling_qwen3 import (
     Qwen3RMSNorm,
 )
 
+_METHOD = "compute_for_training"
+"""Name under which a layer has `compute_layer` as a method of its own (`bind_layer`)."""
+
+
+class Chosen(NamedTuple):
+    """The positions whose output is asked for."""
+
+    rows: Tensor  # int64 [N]
+    columns: Tensor  # int64 [N]
+    start: int  # no column is before it
+
 
 def applies_to(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
-    """Tell whether this file computes what `model` does.
-
-    It does for a Qwen3 without sliding windows, unsharded (shards are gathered by the layers' own
-    forward passes) and with its activations (which layers forget in theirs).
-    """
-    if not isinstance(model, Qwen3ForCausalLM) or model.is_gradient_checkpointing:
+    """Tell whether this file computes what `model` does: a Qwen3 without sliding windows."""
+    if not isinstance(model, Qwen3ForCausalLM):
         return False
-    is_sharded = any(
-        isinstance(parameter, DTensor) for parameter in model.model.layers.parameters()
-    )
-    return set(model.config.layer_types or ()) == {"full_attention"} and not is_sharded
+    return set(model.config.layer_types or ()) == {"full_attention"}
+
+
+def bind_layer(layer: Qwen3DecoderLayer, *, compiled: bool = False) -> None:
+    """Make `compute_layer` a method of a layer; around that of a sharded one, weights are gathered.
+
+    `compiled`: by torch.compile, for all lengths alike.
+    """
+    compute = types.MethodType(compute_layer, layer)
+    if compiled:
+        compute = torch.compile(compute, dynamic=True)
+    setattr(layer, _METHOD, compute)
+    register_fsdp_forward_method(layer, _METHOD)
 
 
 def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -48,15 +67,54 @@ def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns
     cos, sin = (
         half[:, :, None, : half.shape[-1] // 2] for half in body.rotary_emb(hidden, positions)
     )
+    shares_keys = model.config.num_key_value_heads != model.config.num_attention_heads
     for layer in decoder_layers(model):
-        last = layer is body.layers[-1]
-        attended = _attention(layer.self_attn, _normalize(layer.input_layernorm, hidden), cos, sin)
-        if last:
-            attended = attended[rows, columns]
-            hidden = hidden[rows, columns]
-        hidden = hidden + layer.self_attn.o_proj(attended)
-        hidden = hidden + layer.mlp(_normalize(layer.post_attention_layernorm, hidden))
+        compute = getattr(layer, _METHOD, functools.partial(compute_layer, layer))
+        chosen = None
+        if layer is body.layers[-1]:
+            chosen = Chosen(rows, columns, first_query(columns))
+        if model.is_gradient_checkpointing:
+            hidden = checkpoint(compute, hidden, cos, sin, shares_keys, chosen, use_reentrant=False)
+        else:
+            hidden = compute(hidden, cos, sin, shares_keys, chosen)
     return _normalize(body.norm, hidden)
+
+
+def compute_layer(
+    layer: Qwen3DecoderLayer,
+    hidden: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    shares_keys: bool,
+    chosen: Chosen | None = None,
+) -> Tensor:
+    """Compute a layer's output [B, S, hidden] of its input [B, S, hidden].
+
+    `cos` and `sin` [1, S, 1, head size / 2]. `shares_keys`: several heads of queries have the same
+    keys. With `chosen`, only the output of these positions is computed, [N, hidden].
+    """
+    hidden = hidden.to(layer.input_layernorm.weight.dtype)
+    normalized = _normalize(layer.input_layernorm, hidden)
+    if chosen is None:
+        attended = _attention(layer.self_attn, normalized, cos, sin, shares_keys)
+    else:
+        rows, columns, start = chosen
+        attended = _attention(layer.self_attn, normalized, cos, sin, shares_keys, start)
+        attended = attended[rows, columns - start]
+        hidden = hidden[rows, columns]
+    hidden = hidden + layer.self_attn.o_proj(attended)
+    return hidden + layer.mlp(_normalize(layer.post_attention_layernorm, hidden))
+
+
+def first_query(columns: Tensor) -> int:
+    """Return the first column that needs a query.
+
+    On a GPU it is 0: to ask for a column is to wait for the device, and attention that begins
+    elsewhere has slower kernels there.
+    """
+    if columns.device.type != "cpu" or not len(columns):
+        return 0
+    return int(columns.min())
 
 
 def decoder_layers(model: Qwen3ForCausalLM) -> list[Qwen3DecoderLayer]:
@@ -64,27 +122,42 @@ def decoder_layers(model: Qwen3ForCausalLM) -> list[Qwen3DecoderLayer]:
     return cast(list[Qwen3DecoderLayer], list(model.model.layers))
 
 
-def _attention(block: Qwen3Attention, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _attention(
+    block: Qwen3Attention,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    shares_keys: bool,
+    start: int = 0,
+) -> Tensor:
     """Compute causal attention over x [B, S, hidden], before its output projection.
 
-    It is [B, S, heads * head size].
+    Returns [B, S - start, heads * head size]: that of the columns from `start` on.
     """
+    queried = x[:, start:]
+    query = block.q_proj(queried).view(*queried.shape[:-1], -1, block.head_dim)
+    query = _rotate(_normalize(block.q_norm, query), cos[:, start:], sin[:, start:])
     heads = (*x.shape[:-1], -1, block.head_dim)
-    query = _rotate(_normalize(block.q_norm, block.q_proj(x).view(heads)), cos, sin)
     key = _rotate(_normalize(block.k_norm, block.k_proj(x).view(heads)), cos, sin)
     value = block.v_proj(x).view(heads)
+    visible = None
+    if start:
+        visible = torch.ones(queried.shape[1], x.shape[1], dtype=torch.bool).tril(start)
     attended = functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        is_causal=True,
-        enable_gqa=query.shape[2] != key.shape[2],
+        attn_mask=visible,
+        is_causal=visible is None,
+        enable_gqa=shares_keys,
     )
     return attended.transpose(1, 2).flatten(2)
 
 
 def _normalize(norm: Qwen3RMSNorm, x: Tensor) -> Tensor:
-    return functional.rms_norm(x.float(), norm.weight.shape, norm.weight, norm.variance_epsilon)
+    """Normalize in the precision of the norm's weight, which is that of what comes out."""
+    x = x.to(norm.weight.dtype)
+    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -92,5 +165,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     cos and sin are [1, S, 1, head size / 2].
     """
+    cos = cos.to(x.dtype)
+    sin = sin.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-from transformers import PreTrainedModel
+import torch
+from safetensors import SafetensorError, safe_open
 
 from config import Config, ConfigError, Job
 from envs.registry import source_of_environment
@@ -40,23 +41,33 @@ _NO_LOCK = (
 )
 
 
-def warm_start_or_load(model: PreTrainedModel, job: Job, report: ReportProgress) -> None:
-    """Warm-start `model` in place, or load the weights of the same warm start done before.
+def warm_start_or_find(job: Job, report: ReportProgress, device: torch.device) -> Path:
+    """Warm-start the job's policy, or find the same warm start done before; return its directory.
 
     Runs that want the same one at the same time (the slots of a sweep, seen from one cache) do not
-    make it beside each other: one makes it, and the others wait for it.
+    make it beside each other: one makes it, and the others wait for it. ConfigError where it cannot
+    be kept, or read.
     """
     kept = job.config.cache_dir() / f"policy-{policy_digest(job.config, Path(job.model_dir))}"
     if not kept.exists():
         check_cache_dir(kept)
         with _exclusive_lock(kept.with_name(f".{kept.name}.lock"), report):
             if not kept.exists():
-                _warm_start_and_keep(kept, model, job, report)
-                return
+                _warm_start_and_keep(kept, job, report, device)
+                return kept
     log.info("warm-started before: %s", kept)
+    _check_readable(kept)
+    return kept
+
+
+def _check_readable(kept: Path) -> None:
+    """Raise ConfigError for weights of another user, who keeps them to himself, or damaged ones."""
     try:
-        model.load_state_dict(load_policy(kept).state_dict())
-    except Exception as error:  # another user's, who keeps it to himself, or a damaged one
+        for file in kept.iterdir():
+            if file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+    except (OSError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
             f"run.cache_dir: {kept} cannot be read ({reason}); remove it, or give another directory"
@@ -102,10 +113,12 @@ def policy_digest(config: Config, model_dir: Path) -> str:
 
 
 def _warm_start_and_keep(
-    kept: Path, model: PreTrainedModel, job: Job, report: ReportProgress
+    kept: Path, job: Job, report: ReportProgress, device: torch.device
 ) -> None:
-    """Warm-start `model` in place; keep it as `kept`, which is there in full or not at all."""
+    """Warm-start the job's policy as `kept`, which is there in full or not at all."""
     model_dir = Path(job.model_dir)
+    checkpointing = job.config.learner.gradient_checkpointing
+    model = load_policy(model_dir, device, gradient_checkpointing=checkpointing)
     turn_tokenizer = TurnTokenizer(load_prompter(model_dir, job.config.model.chat_options()))
     stats = warm_start(model, turn_tokenizer, job.config, report)
     log.info("warm start: %s", json.dumps(stats))

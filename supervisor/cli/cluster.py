@@ -64,7 +64,7 @@ def train_on_ray(arguments: list[str]) -> int:
         "--learner-gpus",
         type=int,
         metavar="N",
-        help="GPUs of the learner's machine (default: cluster.learner_gpus)",
+        help="GPUs of each of the learner's machines (default: cluster.learner_gpus)",
     )
     parser.add_argument(
         "--wait",
@@ -98,7 +98,7 @@ def _build_parser(command: str, description: str, further: str) -> argparse.Argu
         prog=f"run.py {command}",
         usage=(
             f"{this_command()} {command} DIR [--actor-nodes N] [--actors N] [--shard-nodes N] "
-            f"[--learner-node] {further} [--SETTING VALUE ...]"
+            f"[--learner-nodes N] {further} [--SETTING VALUE ...]"
         ),
         description=(
             f"{description} A run in DIR, with controller and engines on the first machine. Any "
@@ -131,7 +131,11 @@ def _build_parser(command: str, description: str, further: str) -> argparse.Argu
         help="machines with engines beside the first; engine.count is of all (default 0)",
     )
     parser.add_argument(
-        "--learner-node", action="store_true", help="a machine of its own for the learner"
+        "--learner-nodes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="machines of their own for the learner, which share its ranks (default 0)",
     )
     return parser
 
@@ -146,7 +150,8 @@ def check_plan(overrides: Mapping[str, str], machines: Machines) -> None:
     others = [f"shard-{number}" for number in range(machines.shards)]
     placed = {"cluster.shard_hosts": ",".join(others), "run.weights_dir": "elsewhere"}
     if machines.learner:
-        placed["cluster.learner_launch"] = "elsewhere"
+        placed["cluster.learner_launch"] = "elsewhere,{machine}"
+        placed["cluster.learner_machines"] = str(machines.learner)
     config = resolve(None, run_settings(dict(overrides), machines) | placed)
     if config.cluster.gpus and config.cluster.gpu_memory_gb:
         describe_plan(config)
@@ -181,5 +186,7 @@ def _parse(
 
 def _machines(options: argparse.Namespace, config: Config) -> Machines:
     """The machines that the options ask for; cluster.learner_gpus asks for one of the learner."""
-    learner = options.learner_node or config.cluster.learner_gpus > 0
+    learner = options.learner_nodes
+    if config.cluster.learner_gpus:
+        learner = max(1, learner)
     return Machines(options.shard_nodes, options.actor_nodes, options.actors, learner)

@@ -22,6 +22,7 @@ ASSIGNED_SETTINGS = (
     "cluster.shard_hosts",
     "cluster.shard_launch",
     "cluster.learner_launch",
+    "cluster.learner_machines",
     "learner.host",
 )
 """Settings that follow from the machines."""
@@ -32,14 +33,15 @@ class Machines:
     """The machines of a run, in their order.
 
     The first one has controller and engines, the next `shards` have further shards with engines of
-    their own, the next one has the learner (if `learner`), and the others have actors.
+    their own, the next `learner` ones share the learner (0: it is on the first), and the others
+    have actors.
     """
 
     shards: int
     actor_nodes: int
     actors: int
     """Actors on each machine that has some."""
-    learner: bool
+    learner: int
 
     @property
     def nodes(self) -> int:
@@ -47,7 +49,7 @@ class Machines:
 
     @property
     def learner_node(self) -> int:
-        """The place of the learner's machine."""
+        """The place of the learner's machine, or of the first of them."""
         if not self.learner:
             return 0
         return 1 + self.shards

@@ -38,6 +38,9 @@ SAMPLER_COPIES = 3
 MOMENT_BYTES = 8
 MASTER_BYTES = 4
 
+LAYER_BYTES = {"bfloat16": 2, "float32": 4}
+"""Bytes of a number inside the layers, by learner.precision."""
+
 
 class Part(NamedTuple):
     """A part of a process's memory on one device."""
@@ -111,10 +114,9 @@ def learner_parts(shape: ModelShape, load: LearnerLoad) -> list[Part]:
         Part("gradients", MASTER_BYTES * trained // load.ranks, False, is_exact=True),
         Part("optimizer", MOMENT_BYTES * trained // load.ranks, True, is_exact=True),
         Part("reference", MASTER_BYTES * reference // load.ranks, True, is_exact=True),
-        Part("bfloat16 copies", _cast_bytes(shape, load), False),
         Part("activations", activation_bytes(shape, load), False),
         Part("head", _head_bytes(shape, load), False),
-        Part("gathered", _gathered_bytes(shape, load.ranks), False),
+        Part("gathered", _gathered_bytes(shape, load), False),
         Part("runtime", LEARNER_RUNTIME_BYTES, True),
     ]
     return [part for part in parts if part.bytes]
@@ -125,26 +127,17 @@ def activation_bytes(shape: ModelShape, load: LearnerLoad) -> int:
     in_layer = layer_activation_bytes(shape, load.precision)
     if not load.checkpoints_layers:
         return load.tokens * shape.layers * in_layer
-    # Of each layer what goes in, in float32; and one layer as a whole, which is computed again.
-    return load.tokens * (shape.layers * 4 * shape.hidden + in_layer)
+    # Of each layer what goes in; and one layer as a whole, which is computed again.
+    inputs = LAYER_BYTES[load.precision] * shape.hidden
+    return load.tokens * (shape.layers * inputs + in_layer)
 
 
 def layer_activation_bytes(shape: ModelShape, precision: str) -> int:
-    """Bytes that autograd keeps of one layer for each token.
-
-    With bfloat16, products are kept in it, and what norms and sums have in float32.
-    """
+    """Bytes that autograd keeps of one layer for each token."""
     heads = shape.query_width + shape.kv_width
     if precision == "bfloat16":
-        return 26 * shape.hidden + 12 * heads + 8 * shape.active_mlp
+        return 20 * shape.hidden + 12 * heads + 8 * shape.active_mlp
     return 24 * shape.hidden + 16 * heads + 16 * shape.active_mlp
-
-
-def _cast_bytes(shape: ModelShape, load: LearnerLoad) -> int:
-    """Bytes of the weights in the precision of the products, where that is not float32."""
-    if load.precision != "bfloat16":
-        return 0
-    return 2 * shape.weights()
 
 
 def _head_bytes(shape: ModelShape, load: LearnerLoad) -> int:
@@ -156,14 +149,15 @@ def _head_bytes(shape: ModelShape, load: LearnerLoad) -> int:
     return 4 * (HEAD_COPIES * logits + gradient)
 
 
-def _gathered_bytes(shape: ModelShape, ranks: int) -> int:
+def _gathered_bytes(shape: ModelShape, load: LearnerLoad) -> int:
     """Bytes of weights that a rank has in full while it computes with them.
 
-    They are the embedding, the head, and two layers: one is fetched while another is used.
+    They are the embedding, the head, and two layers in the layers' precision: one is fetched while
+    another is used. One layer's gradient is there in that precision, and to be summed in float32.
     """
-    if ranks == 1:
-        return 0
-    return MASTER_BYTES * (shape.embedding_weights() + 2 * shape.layer_weights())
+    in_layers = LAYER_BYTES[load.precision]
+    of_layer = (3 * in_layers + MASTER_BYTES) * shape.layer_weights()
+    return MASTER_BYTES * shape.embedding_weights() + of_layer
 
 
 def engine_parts(shape: ModelShape, load: EngineLoad) -> list[Part]:

@@ -43,14 +43,24 @@ def workers_of(config: Config) -> Workers:
     engines = config.engine.count
     if config.engine.urls:
         engines = 0
-    learner_machine = 0
-    if cluster.learner_launch or cluster.learner_gpus:
-        learner_machine = shard_machines
     return Workers(
         tuple(number % shard_machines for number in range(engines)),
-        (learner_machine,) * config.learner.ranks,
+        rank_machines(config),
         worker_count(config.engine.extra_args),
     )
+
+
+def rank_machines(config: Config) -> tuple[int, ...]:
+    """Number the machine of each rank of the learner, which has some of its own or is on the first.
+
+    Ranks are dealt to cluster.learner_machines in their order, equally many to each.
+    """
+    cluster = config.cluster
+    ranks = config.learner.ranks
+    if not (cluster.learner_launch or cluster.learner_gpus):
+        return (0,) * ranks
+    first = len(cluster.shard_hosts) + 1
+    return tuple(first + rank * cluster.learner_machines // ranks for rank in range(ranks))
 
 
 def machines_of(config: Config, shown: Sequence[Gpu]) -> list[list[Gpu]]:

@@ -150,7 +150,8 @@ def _train_command(
         }
     if machines.learner:
         placed_settings |= {
-            "cluster.learner_launch": f"{launch}-{machines.learner_node}",
+            "cluster.learner_launch": f"{launch}-{{machine}}",
+            "cluster.learner_machines": str(machines.learner),
             "learner.host": addresses[machines.learner_node],
         }
     options = [f"--{setting}={value}" for setting, value in placed_settings.items()]

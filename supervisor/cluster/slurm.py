@@ -156,8 +156,8 @@ def _placement(machines: Machines) -> list[str]:
         options.append(f'--cluster.shard_launch="{step},--relative={{shard}}"')
         options.append(f'--cluster.shard_hosts="{hosts}"')
     if machines.learner:
-        node = f"${{nodes[{machines.learner_node}]}}"
-        options.append(f'--cluster.learner_launch="{step},--nodelist={node}"')
+        options.append(f'--cluster.learner_launch="{step},--relative={{machine}}"')
+        options.append(f"--cluster.learner_machines={machines.learner}")
         options.append(f'--learner.host="{_address_of(machines.learner_node)}"')
     return options
 

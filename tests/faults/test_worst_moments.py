@@ -36,7 +36,7 @@ def assert_each_once(run: Run, updates: int) -> None:
     [
         (
             "learner",
-            "learner.checkpoint:save_policy after 3",
+            "learner.checkpoint:write_weights after 3",
         ),  # the weights of a checkpoint are written, but not its state
         (
             "learner",

@@ -97,7 +97,7 @@ async def test_ray_run_goes_on_without_a_machine_and_resumes_without_its_learner
 ):
     """And once more after it was interrupted: always by the same command."""
     async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
-        command = ["ray", *arguments, "--learner-node", "--actor-nodes", "2"]
+        command = ["ray", *arguments, "--learner-nodes", "1", "--actor-nodes", "2"]
         async with running(tmp_path / "run", *command, "--updates", "1000") as run:
             await run.until(lambda: run.updates() and len(run.fleets()) == 2, 120)
             lost = run.fleets()[0]

@@ -220,7 +220,7 @@ def spoil(file: Path, how: str) -> None:
     [
         "model.safetensors",
         "tokenizer.json",
-        f"{STATE}/optimizer.pt",
+        f"{STATE}/tensors/__0_0.distcp",
         f"{STATE}/state.json",
         CONTENTS,
     ],
@@ -231,8 +231,8 @@ def test_a_resume_leaves_a_checkpoint_aside_of_which_a_file_is_damaged(
     checkpoints = []
     for number in ("000020", "000040"):
         directory = tmp_path / "checkpoints" / number
-        (directory / STATE).mkdir(parents=True)
-        for file in ("model.safetensors", "tokenizer.json", f"{STATE}/optimizer.pt"):
+        (directory / STATE / "tensors").mkdir(parents=True)
+        for file in ("model.safetensors", "tokenizer.json", f"{STATE}/tensors/__0_0.distcp"):
             (directory / file).write_text("some bytes")
         finish_checkpoint(directory)
         checkpoints.append(directory)

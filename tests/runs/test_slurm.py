@@ -92,7 +92,8 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
         "2",
         "--actors",
         "32",
-        "--learner-node",
+        "--learner-nodes",
+        "1",
         "--sbatch=--partition=gpu",
         "--env",
         "webshop",
@@ -108,7 +109,7 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
         f"node1: run.py --run.dir {run} --security.keys={run}-keys --controller.host=10.0.0.1 "
         f"--run.weights_dir={run}-weights "
         "--cluster.learner_launch=srun,--disable-status,--overlap,--nodes=1,--ntasks=1,"
-        "--nodelist=node2 "
+        "--relative={machine} --cluster.learner_machines=1 "
         "--learner.host=10.0.0.2 "
         "--controller.port=5555 --actor.count=0 --run.max_minutes=0 --env.name=webshop"
     )
@@ -162,18 +163,21 @@ def test_a_machine_without_an_ipv4_address_is_named(
 def test_shards_get_machines_of_their_own_with_their_engines(
     tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    arguments = ["--shard-nodes", "2", "--learner-node", "--engine.count", "6"]
+    arguments = ["--shard-nodes", "2", "--learner-nodes", "2", "--engine.count", "6"]
     assert main(["slurm", str(tmp_path / "run"), *arguments]) == 0
     _, head, actors = list_started(
-        tmp_path / "run.sbatch", slurm, "node1,node2,node3,node4,node5", monkeypatch
+        tmp_path / "run.sbatch", slurm, "node1,node2,node3,node4,node5,node6", monkeypatch
     )
     step = "srun,--disable-status,--overlap,--nodes=1,--ntasks=1"
     assert (
         f"--cluster.shard_launch={step},--relative={{shard}} "
         "--cluster.shard_hosts=10.0.0.2,10.0.0.3 " in head
     )
-    assert f"--cluster.learner_launch={step},--nodelist=node4 --learner.host=10.0.0.4 " in head
-    assert "--cluster.shards=3 --engine.count=6" in head and actors.startswith("node5: ")
+    assert (
+        f"--cluster.learner_launch={step},--relative={{machine}} --cluster.learner_machines=2 "
+        "--learner.host=10.0.0.4 " in head
+    )
+    assert "--cluster.shards=3 --engine.count=6" in head and actors.startswith("node6: ")
 
 
 def test_a_run_that_has_begun_is_resumed(
@@ -188,7 +192,7 @@ def test_a_run_that_has_begun_is_resumed(
 
 def test_settings_that_follow_from_the_machines_are_refused():
     with pytest.raises(ConfigError, match=r"controller\.host: it follows"):
-        run_settings({"controller.host": "10.0.0.1"}, Machines(0, 1, 1, False))
+        run_settings({"controller.host": "10.0.0.1"}, Machines(0, 1, 1, 0))
 
 
 def test_wrong_settings_are_refused_when_the_script_is_written(
@@ -238,7 +242,8 @@ async def test_slurm_job_goes_on_without_a_machine_of_actors_and_when_started_ag
     """
     async with small_elsewhere(tmp_path / "run", small_policy) as arguments, four_addresses(slurm):
         arguments += [
-            "--learner-node",
+            "--learner-nodes",
+            "1",
             "--actor-nodes",
             "2",
             "--actor.heartbeat_seconds=0.4",

@@ -16,5 +16,5 @@ def test_the_stand_in_has_all_that_the_learner_asks_of_training(tmp_path: Path) 
     source = "".join(map(inspect.getsource, modules))
     asked = set(re.findall(r"\b(?<!learner\.)training\.([a-z]\w+)", source))
     stand_in = Training(job_in(tmp_path / "job", small_config()), stall=0.0)
-    assert {"update", "checkpoint", "began"} <= asked
+    assert {"update", "begin_checkpoint", "began"} <= asked
     assert {name for name in asked if not hasattr(stand_in, name)} == set()

@@ -2,13 +2,17 @@
 
 import copy
 import os
+import tempfile
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from transformers import AutoTokenizer
 
 from config import GaeAlgorithm
@@ -171,7 +175,7 @@ def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.torch, "save", killed)
+    monkeypatch.setattr(checkpoint, "write_training", killed)
     with pytest.raises(KeyboardInterrupt):
         training.checkpoint()
     assert checkpoint.latest(tmp_path) == whole
@@ -195,9 +199,8 @@ def test_a_checkpoint_on_a_full_disk_says_where_and_leaves_the_last_good_one_alo
     def full(*_):
         raise library
 
-    monkeypatch.setattr(
-        checkpoint.torch, "save", full
-    )  # what it raises depends on where the disk was full
+    # what it raises depends on where the disk was full
+    monkeypatch.setattr(FileSystemWriter, "write_data", full)
     with pytest.raises(OSError, match=r"000001 cannot be written: .* \(run\.dir; .* MB left\)"):
         training.checkpoint()
     assert list(whole.parent.iterdir()) == [whole] == [checkpoint.latest(tmp_path)]
@@ -369,9 +372,11 @@ def test_a_checkpoint_knows_of_its_files_whether_they_are_as_they_were_written(j
     written = training.checkpoint()
     training.checkpoint(checkpoint.IntakeState(next_group=5))  # which rewrites what it says
     assert describe_damage(written) == ""
-    with (written / checkpoint.STATE / "optimizer.pt").open("r+b") as file:
+    with (written / checkpoint.STATE / "tensors" / "__0_0.distcp").open("r+b") as file:
         file.truncate(100)
-    assert describe_damage(written).startswith("training_state/optimizer.pt has 100 bytes, and ")
+    assert describe_damage(written).startswith(
+        "training_state/tensors/__0_0.distcp has 100 bytes, and "
+    )
 
 
 def test_with_rollback_the_checkpoint_that_it_goes_back_to_stays(job):
@@ -399,3 +404,31 @@ def test_a_checkpoint_of_the_same_weights_is_not_written_again_but_what_it_says(
     assert checkpoint.read_state(first).intake.next_group == 5
     training.update(groups(1))
     assert training.checkpoint() != first
+
+
+@given(
+    updates=st.sets(st.integers(0, 60), max_size=15),
+    newest=st.integers(0, 4),
+    every=st.integers(0, 9),
+    best=st.integers(0, 60),
+)
+def test_prune_keeps_the_newest_the_best_and_every_so_many_and_no_more(
+    updates: set[int], newest: int, every: int, best: int
+) -> None:
+    """The newest is what a run resumes from; with newest 0 all stay."""
+    with tempfile.TemporaryDirectory() as directory:
+        run_dir = Path(directory)
+        for update in updates:
+            (run_dir / "checkpoints" / f"{update:06d}").mkdir(parents=True)
+        checkpoint.prune(run_dir, newest, every, {best})
+        kept = set(checkpoint.by_update(run_dir))
+        leftovers = [path for path in run_dir.glob("checkpoints/*") if not path.name.isdecimal()]
+    expected = {
+        update
+        for update in updates
+        if newest == 0
+        or update in sorted(updates)[-newest:]
+        or update == best
+        or (every and update % every == 0)
+    }
+    assert kept == expected and not leftovers

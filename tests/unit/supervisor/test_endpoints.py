@@ -12,7 +12,7 @@ from config import ConfigError
 from config.resolve import resolve
 from protocol.lifetime import dying_with_parent
 from supervisor.cli.main import main
-from supervisor.endpoints import check_hosts, check_shards, free_port
+from supervisor.endpoints import check_hosts, check_launch, check_shards, free_port
 from supervisor.job import prepare_job
 
 
@@ -106,6 +106,33 @@ def test_a_learner_elsewhere_needs_addresses_and_a_disk_of_both_machines(
     with pytest.raises(ConfigError, match=message):
         prepare_job(resolve(overrides=settings | changed), resume=False, model=None)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"cluster.learner_launch": "srun,-w,node7"},
+            r"set cluster\.learner_launch, with \{machine",
+        ),
+        ({"cluster.learner_launch": ""}, r"set cluster\.learner_launch, with \{machine"),
+        ({"learner.ranks": "3"}, r"equally many of 3 ranks \(learner\.ranks\)"),
+    ],
+)
+def test_ranks_on_several_machines_are_started_there_and_dealt_evenly(
+    changed: dict[str, str], message: str
+) -> None:
+    settings = {
+        "cluster.learner_machines": "2",
+        "cluster.learner_launch": "srun,--relative={machine}",
+        "learner.ranks": "4",
+        "learner.host": "10.9.8.7",
+        "controller.host": "10.9.8.6",
+        "run.weights_dir": "/shared/weights",
+    }
+    check_launch(resolve(overrides=settings))
+    with pytest.raises(ConfigError, match=rf"cluster\.learner_machines: .*{message}"):
+        check_launch(resolve(overrides=settings | changed))
 
 
 ELSEWHERE = {

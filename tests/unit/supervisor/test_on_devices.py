@@ -74,7 +74,8 @@ def test_processes_of_a_run_start_on_the_gpus_of_its_plan(tmp_path: Path) -> Non
     """Each engine sees its own, and each rank those of all ranks."""
     engines = [EngineDevice(gpus=gpus, memory_fraction=0.9) for gpus in ([2], [3, 4])]
     job = msgspec.structs.replace(
-        job_in(tmp_path, small_config()), devices=Devices(engines=engines, learner=[0, 1])
+        job_in(tmp_path, small_config(learner__ranks="2")),
+        devices=Devices(engines=engines, learner=[0, 1]),
     )
     command = EngineCommand(["vllm", "serve"], {})
     placed = ["supervisor.on_devices", "3,4", "vllm", "serve"]
@@ -87,3 +88,15 @@ def test_processes_of_a_run_on_cpus_start_as_they_are(tmp_path: Path) -> None:
     job = job_in(tmp_path, small_config())
     assert engine_arguments(job, 0, EngineCommand(["vllm"], {})) == ["vllm"]
     assert learner_arguments(job, 1.5) == ["learner", f"{tmp_path}/job.json", "1.500"]
+
+
+def test_learner_arguments_of_a_rank_name_the_gpus_of_its_machine(tmp_path: Path) -> None:
+    """Each machine counts its own GPUs."""
+    config = small_config(
+        learner__ranks="4",
+        cluster__learner_launch="srun,--relative={machine}",
+        cluster__learner_machines="2",
+    )
+    job = msgspec.structs.replace(job_in(tmp_path, config), devices=Devices(learner=[0, 1, 2, 3]))
+    gpus = [learner_arguments(job, 0.0, rank)[1] for rank in range(4)]
+    assert gpus == ["0,1", "0,1", "2,3", "2,3"]

@@ -5,89 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GptOssConfig,
-    GptOssForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
 )
 
 from learner.data.batching import MicroBatch
 from learner.model.policy import attention_of, load_policy, log_probs
-from learner.model.sharding import Policy
-from learner.ranks import Ranks
-
-SHAPE = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
-SHAPE |= {
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "bos_token_id": 1,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-    "initializer_range": 0.5,
-}
-FAMILIES = {
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
-    "granite": lambda: GraniteForCausalLM(
-        GraniteConfig(**SHAPE, logits_scaling=8.0, attention_dropout=0.5)
-    ),
-    "cohere": lambda: CohereForCausalLM(CohereConfig(**SHAPE, logit_scale=0.0625)),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SHAPE, final_logit_softcapping=3.0)),
-    "gemma2 with capped attention": lambda: Gemma2ForCausalLM(
-        Gemma2Config(**SHAPE, attn_logit_softcapping=0.5, sliding_window=4)
-    ),
-    "gemma2 with another scale": lambda: Gemma2ForCausalLM(
-        Gemma2Config(
-            **SHAPE, attn_logit_softcapping=None, query_pre_attn_scalar=3, sliding_window=4
-        )
-    ),
-    "gpt-oss, with attention sinks": lambda: GptOssForCausalLM(
-        GptOssConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, sliding_window=4)
-    ),
-    "mistral, with a window": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4)),
-    "mixtral, with a noisy router": lambda: MixtralForCausalLM(
-        MixtralConfig(**SHAPE, num_local_experts=2, router_jitter_noise=0.5)
-    ),
-    "qwen2, with windows in some layers": lambda: Qwen2ForCausalLM(
-        Qwen2Config(
-            **{name: value for name, value in SHAPE.items() if name != "head_dim"},
-            use_sliding_window=True,
-            sliding_window=4,
-            max_window_layers=1,
-        )
-    ),
-    "qwen3 with biases": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, attention_bias=True)),
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=1)
-    ),
-}
-
-
-def saved(model: PreTrainedModel, directory: Path) -> Path:
-    model.save_pretrained(directory)
-    return directory
+from tests.fixtures.families import FAMILIES, SHAPE, saved
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -142,8 +68,3 @@ def test_the_models_own_attention_is_used_where_the_fused_one_leaves_something_o
         100,
         True,
     )
-
-
-def test_a_model_without_a_list_of_layers_cannot_be_shared_by_ranks() -> None:
-    with pytest.raises(ValueError, match=r"learner\.ranks: .*GPT2LMHeadModel"):
-        Policy(FAMILIES["gpt2"](), Ranks(rank=0, size=2))

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from learner.model import qwen3
@@ -23,15 +25,11 @@ def policy(**changes) -> Qwen3ForCausalLM:
     )
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"num_key_value_heads": 2}, {"attention_bias": True}, {"num_hidden_layers": 1}]
-)
-def test_hidden_states_and_gradients_equal_those_of_transformers(changes):
-    model = policy(**changes)
-    tokens = torch.randint(0, 50, (5, 23))
-    rows = torch.tensor([0, 0, 2, 4, 4])
-    columns = torch.tensor([0, 7, 22, 3, 21])
-    weights = torch.randn(5, 32)
+def check_positions(model: Qwen3ForCausalLM, positions: list[tuple[int, int]]) -> None:
+    """Compare hidden states and gradients at (row, column)s of 5 rows of 23 with transformers'."""
+    tokens = torch.randint(0, 50, (5, 23), generator=torch.Generator().manual_seed(1))
+    rows, columns = torch.tensor(positions).T
+    weights = torch.randn(len(positions), 32, generator=torch.Generator().manual_seed(2))
     gradients = []
     for hidden in (
         qwen3.hidden_states(model, tokens, rows, columns),
@@ -42,6 +40,25 @@ def test_hidden_states_and_gradients_equal_those_of_transformers(changes):
         gradients.append([hidden.detach(), *(p.grad.clone() for p in model.model.parameters())])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_key_value_heads": 2}, {"attention_bias": True}, {"num_hidden_layers": 1}]
+)
+@pytest.mark.parametrize("first", [0, 4])
+def test_hidden_states_and_gradients_equal_those_of_transformers(changes, first, checkpointing):
+    model = policy(**changes)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    check_positions(model, [(0, first), (0, 7), (2, 22), (4, 4), (4, 21)])
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 22)), min_size=1, max_size=12))
+def test_hidden_states_of_any_positions_equal_those_of_transformers(positions):
+    """Whatever rows and columns are trained, some of them twice."""
+    check_positions(policy(num_key_value_heads=2), positions)
 
 
 def test_only_models_that_it_computes_are_taken():

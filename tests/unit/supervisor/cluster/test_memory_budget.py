@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch.autograd.graph import saved_tensors_hooks
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from learner.data.batching import MicroBatch
 from learner.model.head import CHUNK_LOGITS
-from learner.model.policy import log_probs
 from supervisor.cluster.memory_budget import (
     HEAD_LOGITS,
     EngineLoad,
@@ -22,7 +17,8 @@ from supervisor.cluster.memory_budget import (
     learner_parts,
     total,
 )
-from supervisor.cluster.model_shape import ModelShape, read_shape
+from supervisor.cluster.model_shape import read_shape
+from tests.fixtures.memory import SIZES, fake_ranks, measure_memory, shorten
 from tests.fixtures.shapes import shape_of
 
 WEIGHTS = {
@@ -90,70 +86,30 @@ def test_learner_parts_between_updates_have_neither_gradients_nor_activations() 
     assert lasting(parts) < total(parts)
 
 
-def small_model(layers: int) -> tuple[ModelShape, Qwen3ForCausalLM]:
-    """A model of few weights beside its activations, and its shape."""
-    figures = {
-        "vocab_size": 300,
-        "hidden_size": 64,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "intermediate_size": 192,
-        "tie_word_embeddings": True,
-    }
-    shape = read_shape({"model_type": "qwen3", **figures})
-    return shape, Qwen3ForCausalLM(Qwen3Config(**figures)).train()
-
-
-def kept_bytes(model: Qwen3ForCausalLM, precision: str, rows: int, columns: int) -> int:
-    """Bytes that autograd keeps of the learner's forward pass beside the model's own weights."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    one = torch.ones(1, dtype=torch.int64)
-    batch = MicroBatch(
-        tokens=torch.zeros(rows, columns, dtype=torch.int64),
-        rows=one,
-        columns=one,
-        turn=one,
-        turns=2,
-        log_mu=torch.zeros(1),
-        log_prox=None,
-        advantage=torch.zeros(1),
-        age=one,
-        padding=0,
-    )
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        log_probs(model, batch, 1.0, precision=precision)
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("size", ["0.6B", "4B"])
 @pytest.mark.parametrize("checkpoints_layers", [False, True])
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 def test_activation_bytes_of_layers_agree_with_what_autograd_keeps(
-    precision: str, checkpoints_layers: bool
+    size: str, checkpoints_layers: bool, precision: str
 ) -> None:
-    """Three layers more keep as much more, within a tenth, as the estimate says."""
+    """Two layers more keep as much more, within a tenth, as the estimate says."""
+    tokens = 2048
     measured = []
     expected = []
-    for layers in (3, 6):
-        shape, model = small_model(layers)
-        if checkpoints_layers:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        work = load(tokens=2048, precision=precision, checkpoints_layers=checkpoints_layers)
-        expected.append(activation_bytes(shape, work))
-        copies = 0
-        if precision == "bfloat16" and not checkpoints_layers:
-            copies = 2 * shape.weights()
-        measured.append(kept_bytes(model, precision, rows=4, columns=512) - copies)
+    with fake_ranks(2) as ranks:
+        for layers in (2, 4):
+            config = shorten(SIZES[size], layers)
+            memory = measure_memory(
+                config,
+                tokens,
+                tokens // 2,
+                checkpointing=checkpoints_layers,
+                ranks=ranks,
+                precision=precision,
+            )
+            measured.append(memory.kept_bytes)
+            work = load(tokens=tokens, precision=precision, checkpoints_layers=checkpoints_layers)
+            expected.append(activation_bytes(read_shape(config.to_dict()), work))
     assert measured[1] - measured[0] == pytest.approx(expected[1] - expected[0], rel=0.1)
 
 

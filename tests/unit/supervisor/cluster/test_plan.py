@@ -16,6 +16,7 @@ from supervisor.cluster.plan import (
     check_sending,
     machines_of,
     make_plan,
+    rank_machines,
     workers_of,
 )
 from supervisor.cluster.plan_table import format_numbers, format_plan
@@ -76,6 +77,36 @@ def test_machines_of_settings_speak_of_machines_that_are_not_here() -> None:
     machines = machines_of(config, [])
     assert [len(gpus) for gpus in machines] == [8, 4]
     assert {gpu.memory_bytes for gpus in machines for gpu in gpus} == {40 * GIB}
+
+
+@pytest.mark.parametrize(
+    ("changed", "machines"),
+    [
+        ({}, (0, 0, 0, 0)),
+        ({"cluster__learner_launch": "srun"}, (1, 1, 1, 1)),
+        ({"cluster__learner_launch": "srun", "cluster__learner_machines": "2"}, (1, 1, 2, 2)),
+        (
+            {
+                "cluster__learner_launch": "srun",
+                "cluster__learner_machines": "4",
+                "cluster__shard_hosts": "10.0.0.2",
+            },
+            (2, 3, 4, 5),
+        ),
+    ],
+)
+def test_rank_machines_come_after_those_of_shards_equally_full(
+    changed: dict[str, str], machines: tuple[int, ...]
+) -> None:
+    assert rank_machines(settings(learner__ranks="4", **changed)) == machines
+
+
+def test_make_plan_ranks_on_several_machines_count_gpus_on_each() -> None:
+    """Each rank has the number of its GPU on its own machine."""
+    config = settings(
+        learner__ranks="4", cluster__learner_launch="srun", cluster__learner_machines="2"
+    )
+    assert plan_of(config, [H100] * 2).devices.learner == [0, 1, 0, 1]
 
 
 def test_machines_of_nothing_said_are_as_this_one() -> None:

@@ -166,7 +166,7 @@ def test_plan_run_unknown_model_that_shares_its_gpu_needs_a_word(
 
 def test_check_plan_counts_the_machines_that_a_cluster_assigns() -> None:
     """The learner's machine is another one, and each shard's has its engines."""
-    machines = Machines(shards=1, actor_nodes=1, actors=8, learner=True)
+    machines = Machines(shards=1, actor_nodes=1, actors=8, learner=1)
     settings = {"recipe": "2-nodes", "engine.count": "16"}
     check_plan(settings, machines)
     with pytest.raises(ConfigError, match=r"engine\.count: .* 9 engines"):
