@@ -30,7 +30,7 @@ NOISE = {
 
 
 def register() -> None:
-    """Make our weight transfer known to vLLM, and let its processes end with their server.
+    """Make our weight transfer known to vLLM, and prepare its processes (end, registers).
 
     Nothing is done in a vLLM that no run of ours started: it does not find our modules.
     """
@@ -55,6 +55,19 @@ def register() -> None:
 
         add_local_logits()
     _die_with_parent()
+    allow_matrix_tiles()
+
+
+def allow_matrix_tiles() -> None:
+    """Ask the kernel for AMX, the matrix registers of some CPUs.
+
+    vLLM's attention in bfloat16 takes them wherever the CPU has them, and a process that has not
+    asked dies of an illegal instruction. Its matrix products ask, if they are large enough.
+    """
+    from torch.cpu import _init_amx, _is_amx_tile_supported
+
+    if _is_amx_tile_supported():
+        _init_amx()
 
 
 def _die_with_parent() -> None:
