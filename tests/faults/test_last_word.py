@@ -88,7 +88,7 @@ async def test_invariant_4_actors_from_elsewhere_wait_for_a_run_whose_learner_wa
     ) as actors:
         # Two checkpoints follow an update each, one comes before the last weights.
         died = dies_at(
-            "learner.training:Training.checkpoint before 4", tmp_path / "died", monkeypatch
+            "learner.training:Training.begin_checkpoint before 4", tmp_path / "died", monkeypatch
         )
         async with running_small(tmp_path / "run", small_policy, **settings) as run:
             assert await run.ended() == 1 and died.exists(), run.output

@@ -17,6 +17,7 @@ from config.resolve import resolve
 from learner.ranks import Ranks
 from learner.training import Training
 from learner.warm_start.tiny import build_tiny
+from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 from supervisor.run import learner_environments
 from tests.fixtures import ROOT
@@ -44,7 +45,13 @@ def start(
         "OMP_NUM_THREADS": "1",
         **variables,
     }
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=dying_with_parent(),
+    )
 
 
 def finish(processes: Sequence[subprocess.Popen]) -> None:

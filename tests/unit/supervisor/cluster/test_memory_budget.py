@@ -86,6 +86,7 @@ def test_learner_parts_between_updates_have_neither_gradients_nor_activations() 
     assert lasting(parts) < total(parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["0.6B", "4B"])
 @pytest.mark.parametrize("checkpoints_layers", [False, True])
 @pytest.mark.parametrize("precision", ["bfloat16", "float32"])
