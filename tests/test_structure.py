@@ -6,7 +6,9 @@ They are who may import whom, and how large a module may grow.
 from __future__ import annotations
 
 import ast
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,7 @@ MAX_LINES = 550
 NO_NAMES = {"utils", "util", "helpers", "misc", "common"}
 
 
+@functools.cache
 def sources() -> list[Path]:
     """Every module of the project that is no test, as a path relative to ROOT."""
     files = [ROOT / "run.py"]
@@ -103,13 +106,29 @@ def sources() -> list[Path]:
     return sorted(file.relative_to(ROOT) for file in files if file.exists())
 
 
+@functools.cache
+def text_of(source: Path) -> str:
+    return (ROOT / source).read_text()
+
+
+@functools.cache
+def tree_of(source: Path) -> ast.Module:
+    return ast.parse(text_of(source))
+
+
+def offenders(breaks_rule: Callable[[Path], object]) -> list[str]:
+    """List the sources that break a rule."""
+    return [source.as_posix() for source in sources() if breaks_rule(source)]
+
+
+@functools.cache
 def imports(source: Path) -> set[str]:
     """Return the full names of the modules that `source` imports.
 
     They count wherever they are in it, under TYPE_CHECKING or not.
     """
     names = set()
-    for node in ast.walk(ast.parse((ROOT / source).read_text())):
+    for node in ast.walk(tree_of(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -141,20 +160,21 @@ def importers(module: str) -> set[str]:
     }
 
 
-modules = pytest.mark.parametrize("source", sources(), ids=lambda source: source.as_posix())
-
-
 def test_there_are_sources_of_every_part() -> None:
     assert {part_of(source) for source in sources()} >= set(TOP)
 
 
-@modules
-def test_dependencies_point_one_way(source: Path) -> None:
+def forbidden_imports(source: Path) -> set[str]:
+    """Return the parts that a source imports against the arrows."""
     part = part_of(source)
-    used = {name.split(".")[0] for name in imports(source) - MAY_IMPORT_TOO.get(part, set())} & set(
-        TOP
-    ) - {part}
-    assert used <= MAY_IMPORT.get(part, set(TOP)), f"{source} imports {used - MAY_IMPORT[part]}"
+    names = imports(source) - MAY_IMPORT_TOO.get(part, set())
+    used = {name.split(".")[0] for name in names} & set(TOP) - {part}
+    return used - MAY_IMPORT.get(part, set(TOP))
+
+
+def test_dependencies_point_one_way() -> None:
+    found = {source.as_posix(): forbidden_imports(source) for source in sources()}
+    assert {source: parts for source, parts in found.items() if parts} == {}
 
 
 def test_nobody_imports_run() -> None:
@@ -179,56 +199,69 @@ def test_torch_is_imported_only_by_the_engine_and_the_learner(library: str) -> N
     } == set()
 
 
-@modules
-def test_durations_are_taken_from_a_clock_that_nobody_sets(source: Path) -> None:
+def asks_time_of_day(source: Path) -> bool:
+    if source.parts[0] == "benchmarks" or source.as_posix() == TIME_OF_DAY:
+        return False
+    asked = r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b"
+    return bool(re.search(asked, text_of(source)))
+
+
+def test_durations_are_taken_from_a_clock_that_nobody_sets() -> None:
     """Durations are taken from a clock that nobody sets.
 
     The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands still
     while a laptop sleeps.
     """
-    if source.parts[0] != "benchmarks" and source.as_posix() != TIME_OF_DAY:
-        assert not re.search(
-            r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b",
-            (ROOT / source).read_text(),
-        )
+    assert offenders(asks_time_of_day) == []
 
 
-@modules
-def test_reasons_that_a_module_names_exist(source: Path) -> None:
-    """A reason for an end is looked up when something ends, which may be hours after the start."""
+def unknown_reasons(source: Path) -> set[str]:
+    """Return the reasons that a source names, and that no enumeration has."""
     reasons = {"DropReason": DropReason, "StopReason": StopReason}
-    for node in ast.walk(ast.parse((ROOT / source).read_text())):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            kind = reasons.get(node.value.id)
-            assert kind is None or node.attr in kind.__members__
+    return {
+        node.attr
+        for node in ast.walk(tree_of(source))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in reasons
+        and node.attr not in reasons[node.value.id].__members__
+    }
 
 
-@modules
-def test_files_are_complete_or_absent(source: Path) -> None:
-    if not MAY_WRITE.keys() & {source.as_posix(), source.parts[0]}:
-        assert not re.findall(f".*(?:{WRITES}).*", (ROOT / source).read_text()), (
-            f"{source} writes: protocol.files.atomic_write does"
-        )
+def test_reasons_that_modules_name_exist() -> None:
+    """A reason for an end is looked up when something ends, which may be hours after the start."""
+    assert offenders(unknown_reasons) == []
 
 
-@modules
-def test_a_module_is_no_giant(source: Path) -> None:
-    assert len((ROOT / source).read_text().splitlines()) <= MAX_LINES
+def writes_by_itself(source: Path) -> bool:
+    if MAY_WRITE.keys() & {source.as_posix(), source.parts[0]}:
+        return False
+    return bool(re.search(WRITES, text_of(source)))
 
 
-@modules
-def test_a_module_is_named_after_what_it_holds(source: Path) -> None:
-    assert not NO_NAMES & {part.removesuffix(".py") for part in source.parts}
+def test_files_are_complete_or_absent() -> None:
+    """What else writes a file does so by protocol.files.atomic_write."""
+    assert offenders(writes_by_itself) == []
 
 
-@modules
-def test_a_module_says_what_it_is_for(source: Path) -> None:
-    assert ast.get_docstring(ast.parse((ROOT / source).read_text())), f"{source} has no docstring"
+def test_no_module_is_a_giant() -> None:
+    assert offenders(lambda source: len(text_of(source).splitlines()) > MAX_LINES) == []
 
 
-@modules
-def test_no_private_path_of_a_machine_is_named(source: Path) -> None:
-    assert not re.search(r"/(work|opt|tmp|home|root)/\w", (ROOT / source).read_text())
+def test_modules_are_named_after_what_they_hold() -> None:
+    assert (
+        offenders(lambda source: NO_NAMES & {part.removesuffix(".py") for part in source.parts})
+        == []
+    )
+
+
+def test_modules_say_what_they_are_for() -> None:
+    assert offenders(lambda source: not ast.get_docstring(tree_of(source))) == []
+
+
+def test_no_private_path_of_a_machine_is_named() -> None:
+    path = re.compile(r"/(work|opt|tmp|home|root)/\w")
+    assert offenders(lambda source: path.search(text_of(source))) == []
 
 
 # --- tests
@@ -239,14 +272,18 @@ def list_unit_tests() -> list[Path]:
     return sorted(file.relative_to(UNIT) for file in UNIT.rglob("*.py"))
 
 
-@pytest.mark.parametrize("test", list_unit_tests(), ids=lambda test: test.as_posix())
-def test_tests_of_units_mirror_the_tree(test: Path) -> None:
-    """Each is named after the module that it tests, or its package, and what of it."""
+def is_named_after_a_module(test: Path) -> bool:
     package = ROOT / test.parent
     names = {path.stem for path in package.iterdir()} | {package.name}
     words = test.stem.removeprefix("test_").split("_")
     beginnings = {"_".join(words[:count]) for count in range(1, len(words) + 1)}
-    assert beginnings & names, f"tests/unit/{test} is named after no module of {test.parent}/"
+    return bool(beginnings & names)
+
+
+def test_tests_of_units_mirror_the_tree() -> None:
+    """Each is named after the module that it tests, or its package, and what of it."""
+    lost = [test.as_posix() for test in list_unit_tests() if not is_named_after_a_module(test)]
+    assert lost == []
 
 
 OF_LIBRARIES = {"_get_streams"}
