@@ -14,9 +14,6 @@ from config.model import NAMED_MODELS, is_hub_id
 from config.options import flatten_config
 from config.section import ConfigError
 
-MAX_ADAPTER_RANK = 512
-"""Largest rank of LoRA that vLLM applies."""
-
 OF_STARTED_ENGINES = ("count", "port", "devices", "sleep", "extra_args")
 """Settings that say nothing to engines that run already."""
 
@@ -70,8 +67,6 @@ def _check_engine(config: Config) -> None:
             )
     if engine.urls:
         _check_given_engines(engine)
-    if engine.weights == "adapter":
-        _check_adapter(config)
     if engine.sleep == "always" and config.cluster.shards > 1:
         raise ConfigError(
             "engine.sleep: engines of further shards do not sleep; leave it at auto, or set "
@@ -81,21 +76,6 @@ def _check_engine(config: Config) -> None:
         raise ConfigError(
             f"engine.devices: {len(engine.devices)} devices for {engine.count} engines "
             "(engine.count)"
-        )
-
-
-def _check_adapter(config: Config) -> None:
-    """Raise ConfigError where engines could not apply adapters."""
-    rank = config.learner.lora_rank
-    if not rank:
-        raise ConfigError(
-            "engine.weights: adapter publishes LoRA's adapters, and all weights are trained; set "
-            "learner.lora_rank, or leave engine.weights at file"
-        )
-    if rank > MAX_ADAPTER_RANK:
-        raise ConfigError(
-            f"engine.weights: vLLM applies adapters of rank {MAX_ADAPTER_RANK} at most "
-            f"(learner.lora_rank {rank}); lower it, or set engine.weights to file"
         )
 
 

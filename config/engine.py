@@ -88,10 +88,10 @@ class EngineSection(Section, frozen=True):
         says("Updates between checks of the engine's weight checksums; the first is checked", ge=1),
     ] = 20
     weights: Annotated[
-        Literal["file", "nccl", "adapter"],
+        Literal["file", "nccl"],
         says(
-            "Way of new weights to the engine: a file; vLLM's NCCL transfer between GPUs; or a "
-            "file of LoRA's adapters alone, which the engine applies (docs/reference/engine.md)"
+            "Way of new weights to the engine: a file, or vLLM's NCCL transfer between GPUs "
+            "(docs/reference/engine.md)"
         ),
     ] = "file"
     extra_args: Annotated[list[str], says("Further arguments for vLLM's server, as they are")] = []

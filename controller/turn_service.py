@@ -25,7 +25,6 @@ from controller.transport import RouterSocket
 from controller.turns import TurnRunner
 from engine.client import EngineClient
 from engine.connection import EngineError
-from engine.constants import ADAPTER
 from engine.pool import EnginePool, Health
 from engine.weight_update import scale_deadline, transfer_bytes
 from envs.base import Environment
@@ -350,15 +349,8 @@ def build_turn_service(
         load_keys(config.security.keys),
         config.actor.heartbeat_seconds,
     )
-    model = ""
-    if config.engine.weights == "adapter":
-        model = ADAPTER
     engines = EnginePool(
-        job.endpoints.engines_of(shard),
-        config.engine.start_seconds,
-        job.engine_key,
-        job.run_id,
-        model,
+        job.endpoints.engines_of(shard), config.engine.start_seconds, job.engine_key, job.run_id
     )
     process = f"controller-{shard}" if shard else "controller"
     spans = SpanFile(Path(job.run_dir), process)

@@ -80,13 +80,9 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 class EngineClient:
     """Client of one engine, safe to use from any number of tasks of one event loop."""
 
-    def __init__(self, url: str, key: str = "", run: str = "", model: str = "") -> None:
-        """`key` is what the engine wants to be told, if anything; `run` claims the engine.
-
-        `model`: which of the engine's is asked, if not the one that it was started with.
-        """
+    def __init__(self, url: str, key: str = "", run: str = "") -> None:
+        """`key` is what the engine wants to be told, if anything; `run` claims the engine."""
         self.url = url.rstrip("/")
-        self._model = model
         self._headers = identity_headers(key, run)
         self.taken: EngineTaken | None = None
         """The engine's refusal when it was another run's."""
@@ -129,7 +125,7 @@ class EngineClient:
         turns appear in signal frames under it; the engine carries out `rule` on them. However the
         call ends, the turn ends in the engine. Raises EngineError.
         """
-        body = build_body(turn_id, prompt, sampling, log_probs=0) | self._asked_model()
+        body = build_body(turn_id, prompt, sampling, log_probs=0)
         if watched:
             extra_args = {TURN_ID_KEY: turn_id}
             if rule is not None:
@@ -153,8 +149,7 @@ class EngineClient:
         sampled token is none of them. This needs no plugin in the engine. Raises EngineError, also
         when the stream ends without a last chunk.
         """
-        body = build_body(turn_id, prompt, sampling, log_probs) | self._asked_model()
-        body["stream"] = True
+        body = build_body(turn_id, prompt, sampling, log_probs) | {"stream": True}
         try:
             with self._abort_if_abandoned(turn_id):
                 async with self._open("turns", "POST", GENERATE, body) as response:
@@ -172,11 +167,6 @@ class EngineClient:
             raise EngineError(
                 f"the engine's stream for turn {turn_id} cannot be read: {error}"
             ) from None
-
-    def _asked_model(self) -> dict[str, str]:
-        if not self._model:
-            return {}
-        return {"model": self._model}
 
     async def abort(self, turn_id: str) -> None:
         """End a turn; nothing happens if it has finished.

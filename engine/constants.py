@@ -75,12 +75,6 @@ NCCL_PACKING = {"packed": True, "packed_buffer_size_bytes": 1 << 28, "packed_num
 Learner and workers must cut alike, so both are told.
 """
 
-ADAPTER = "adapter"
-"""Model that requests ask for where engines apply adapters (engine.weights adapter)."""
-
-ADAPTER_ID = 1
-"""vLLM's number of it: that of the first adapter which a server is started with."""
-
 UNKNOWN_VERSION = -1
 """Weights that no update has put there: those the engine was started with."""
 

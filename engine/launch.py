@@ -39,7 +39,6 @@ import aiohttp
 from config import Config, ConfigError, EngineSection, Job
 from engine.connection import identity_headers
 from engine.constants import (
-    ADAPTER,
     ENGINE_KEY_VARIABLE,
     GATED_HEADER,
     KEYS_VARIABLE,
@@ -75,25 +74,6 @@ FLOAT32_HEAD = {"head_dtype": "float32"}
 
 RESIDENT_GIB = 2.0
 """Memory of the engine's processes beside KV cache and weights, with a margin (measured: 1.4)."""
-
-ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""Ranks for which vLLM makes room, of which the smallest that is enough is asked for."""
-
-ADAPTED = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "qkv_proj",
-    "o_proj",
-    "gate_proj",
-    "up_proj",
-    "gate_up_proj",
-    "down_proj",
-)
-"""Layers that vLLM applies adapters to: those of the learner are inside the layers alone."""
-
-NO_ADAPTER = Path(__file__).parent / "plugin" / "no_adapter"
-"""Adapter that changes nothing, which servers are started with."""
 
 CONNECT_SECONDS = 2.0
 """Longest wait for a connection to an engine that is said to run already."""
@@ -216,9 +196,9 @@ def worker_count(extra_args: Sequence[str]) -> int:
 def _common_options(job: Job, number: int) -> list[str]:
     engine = job.config.engine
     address = urlsplit(job.endpoints.engines[number])
-    backend = TRANSFER_BACKEND
-    if engine.weights == "nccl":
-        backend = "nccl"
+    backend = engine.weights
+    if backend == "file":
+        backend = TRANSFER_BACKEND
     options = {
         "--served-model-name": "policy",
         "--host": address.hostname or "127.0.0.1",
@@ -233,16 +213,7 @@ def _common_options(job: Job, number: int) -> list[str]:
         "--uvicorn-log-level": "warning",
     }
     flags = ["--enable-prefix-caching", "--enable-scale-out", "--disable-uvicorn-access-log"]
-    if engine.weights == "adapter":
-        flags += _adapter_options(job.config.learner.lora_rank)
     return [word for option in options.items() for word in option] + flags
-
-
-def _adapter_options(rank: int) -> list[str]:
-    room = next(enough for enough in ADAPTER_RANKS if enough >= rank)
-    options = ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(room)]
-    options += ["--lora-modules", f"{ADAPTER}={NO_ADAPTER}"]
-    return [*options, "--lora-target-modules", *ADAPTED]
 
 
 def _common_environment(job: Job) -> dict[str, str]:

@@ -84,18 +84,13 @@ class EnginePool:
     """
 
     def __init__(
-        self,
-        urls: Sequence[str],
-        no_engine_patience_s: float = inf,
-        key: str = "",
-        run: str = "",
-        model: str = "",
+        self, urls: Sequence[str], no_engine_patience_s: float = inf, key: str = "", run: str = ""
     ) -> None:
         """`no_engine_patience_s`: seconds without any healthy engine after which `check` gives up.
 
-        `key` is that of all engines, `run` claims them, and `model` is which of theirs is asked.
+        `key` is that of all engines, and `run` claims them.
         """
-        clients = [EngineClient(url, key, run, model) for url in urls]
+        clients = [EngineClient(url, key, run) for url in urls]
         self._entries = {client: _Entry(client) for client in clients}
         self._no_engine_patience_s = no_engine_patience_s
         self._any_healthy = asyncio.Event()

@@ -47,7 +47,7 @@ def open_links(job: Job, context: zmq.asyncio.Context, reader: FrameReader) -> L
 
 def _open_sender(job: Job) -> WeightSender | None:
     """Return what sends weights over NCCL; None if they are written to files."""
-    if job.config.engine.weights != "nccl":
+    if job.config.engine.weights == "file":
         return None
     from engine.nccl_sender import WeightSender  # vLLM, which takes seconds, and is not everywhere
 

@@ -1,8 +1,6 @@
 """Weights out: copied between two updates, written (or sent) and announced beside the next one.
 
-A version is one safetensors file, which engines load while they run; or it is sent over NCCL. With
-`engine.weights adapter` the file has adapters alone, and a second one beside it, written once, the
-weights that they are added to.
+A version is one safetensors file, which engines load while they run; or it is sent over NCCL.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -22,8 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from learner.model.sharding import full_adapters, full_state_dict
-from protocol.adapter import BASE_FILE, AdapterHeader, to_metadata
+from learner.model.sharding import full_state_dict
 from protocol.files import atomic_replace
 from protocol.messages import Message, Transfer, WeightsApplied, WeightsPublished, weights_file
 
@@ -33,24 +29,14 @@ KEPT = 2
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": torch.float32}
 
 
-class Lora(NamedTuple):
-    """Form of adapters: both matrices' product is scaled by alpha / rank."""
-
-    rank: int
-    alpha: float
-
-
 class Snapshot(NamedTuple):
     """Weights of one version: name -> tensor in the engine's precision.
 
-    They are on the CPU, or (engine.weights nccl) on the learner's GPU. With `lora`, they are
-    adapters, in the first snapshot with the weights that they are added to (`base`).
+    They are on the CPU, or (engine.weights nccl) on the learner's GPU.
     """
 
     version: int
     tensors: dict[str, Tensor]
-    lora: Lora | None = None
-    base: dict[str, Tensor] | None = None
 
 
 class Weights(NamedTuple):
@@ -93,7 +79,6 @@ class WeightWriter:
 
     def __init__(self, directory: Path) -> None:
         self._directory = Path(directory)
-        self._base_checksum = ""  # of the weights that adapters are added to
         self.applied_version = -1
         """Newest version that all engines run.
 
@@ -110,26 +95,14 @@ class WeightWriter:
         started = time.monotonic()
         self._directory.mkdir(parents=True, exist_ok=True)
         path = weights_file(self._directory, snapshot.version)
-        metadata = None
-        if snapshot.base is not None:
-            self._base_checksum = self._save(self._directory / BASE_FILE, snapshot.base)
-        if snapshot.lora is not None:
-            metadata = to_metadata(AdapterHeader(*snapshot.lora, self._base_checksum))
-        checksum = self._save(path, snapshot.tensors, metadata)
+        unfinished = self._directory / f".v{snapshot.version}-{os.getpid()}"
+        with atomic_replace(path, unfinished, "run.weights_dir"):
+            save_file(snapshot.tensors, unfinished)
+            checksum = sha256_of(unfinished)
+            os.replace(unfinished, path)
         self._remove_old()
         seconds = time.monotonic() - started
         return Weights(snapshot.version, path, checksum, path.stat().st_size, seconds)
-
-    def _save(
-        self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
-    ) -> str:
-        """Write a file, which appears complete; return its SHA-256."""
-        unfinished = path.with_name(f".{path.stem}-{os.getpid()}")
-        with atomic_replace(path, unfinished, "run.weights_dir"):
-            save_file(tensors, unfinished, metadata)
-            checksum = sha256_of(unfinished)
-            os.replace(unfinished, path)
-        return checksum
 
     def _remove_old(self) -> None:
         files = sorted(self._directory.glob("v*.safetensors"), key=_version_of)
@@ -304,33 +277,6 @@ def copy_weights(
             # copies from and to a GPU have only been asked for, and another thread reads them
             torch.cuda.synchronize(each)
     return Snapshot(version, tensors)
-
-
-def copy_adapters(
-    model: PreTrainedModel,
-    version: int,
-    dtype: str,
-    lora: Lora,
-    *,
-    with_base: bool,
-    keep: bool = True,
-) -> Snapshot:
-    """Copy the adapters to the CPU, in the engine's precision (`engine.dtype`).
-
-    `with_base`: and the weights that they are added to, which training does not change. With
-    several ranks, all must ask; those that do not `keep` get no tensors.
-    """
-    base = None
-    if with_base:
-        base = _copy_to_host(full_state_dict(model, _DTYPES[dtype], merges=False), keep)
-    copied = _copy_to_host(full_adapters(model), keep)
-    adapters = {name: tensor.to(_DTYPES[dtype]) for name, tensor in copied.items()}
-    return Snapshot(version, adapters, lora, base)
-
-
-def _copy_to_host(named: Iterable[tuple[str, Tensor]], keep: bool) -> dict[str, Tensor]:
-    """Copy tensors, which all ranks gather and those that `keep` them have."""
-    return {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in named if keep}
 
 
 def _allocate(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ from learner.data.samples import build_samples
 from learner.model.loading import build_skeleton
 from learner.model.policy import load_policy
 from learner.model.sharding import Policy
-from learner.publish import Lora, Snapshot, copy_adapters, copy_weights
+from learner.publish import Snapshot, copy_weights
 from learner.ranks import Ranks
 from learner.update import Updater
 from learner.warm_start.policy_cache import warm_start_or_find
@@ -70,7 +70,6 @@ class Training:
         """A snapshot that has been published, whose memory the next one may take."""
         self.best = state.best
         """The checkpoint that was evaluated best, of those that are there."""
-        self._has_base_out = False  # what adapters are added to is in a snapshot
         self._rollbacks = state.rollbacks
         self._rolled_back_to: int | None = None  # until a checkpoint says so
         self._checkpointed = checkpointed  # or is being written
@@ -179,30 +178,14 @@ class Training:
 
     def snapshot(self) -> Snapshot:
         """Copy the weights as they are now, to be published; on rank 0 alone there are any."""
-        engine = self._job.config.engine
-        if engine.weights == "adapter":
-            return self._snapshot_adapters()
         into = self.spare
         self.spare = None
+        engine = self._job.config.engine
         device = torch.device("cpu")
         if engine.weights == "nccl":
             device = self._ranks.device
         keep = self._ranks.rank == 0
         return copy_weights(self.model, self.update_number, engine.dtype, into, device, keep=keep)
-
-    def _snapshot_adapters(self) -> Snapshot:
-        config = self._job.config
-        lora = Lora(config.learner.lora_rank, config.learner.lora_alpha)
-        with_base = not self._has_base_out
-        self._has_base_out = True
-        return copy_adapters(
-            self.model,
-            self.update_number,
-            config.engine.dtype,
-            lora,
-            with_base=with_base,
-            keep=self._ranks.rank == 0,
-        )
 
     def release_memory(self) -> None:
         """Give up the memory that only an update needs: gradients, and what torch keeps for it."""

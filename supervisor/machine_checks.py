@@ -65,14 +65,9 @@ def _tensor_elements(file: Path) -> int:
 
 
 def weights_bytes(config: Config, parameters: int) -> int:
-    """Bytes that published weights take at once; none if they are sent over NCCL.
-
-    Where adapters are published, what they are added to is there once, and they take little.
-    """
+    """Bytes that published weights take at once; none if they are sent over NCCL."""
     if config.engine.weights == "nccl":
         return 0
-    if config.engine.weights == "adapter":
-        return parameters * DTYPE_BYTES[config.engine.dtype]
     return VERSIONS_ON_DISK * parameters * DTYPE_BYTES[config.engine.dtype]
 
 

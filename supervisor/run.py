@@ -284,7 +284,7 @@ class Run:
                     raise
                 raise EngineNotReady(_with_cause(error, children[number])) from None
         # Over NCCL, an engine that is started again has no way to get the weights.
-        if config.engine.weights != "nccl":
+        if config.engine.weights == "file":
             self._engines = dict(enumerate(children))
         return True
 

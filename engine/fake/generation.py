@@ -17,18 +17,11 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule
-from engine.plugin.file_check import FileIdentity, check_file, check_identity
+from engine.plugin.file_check import FileIdentity, check_identity
 from engine.plugin.signal_socket import ForcedQueue, SignalSocket, build_rows, takes_effect
 from engine.plugin.uncertainty import divide_by_temperature, uncertainty
-from engine.plugin.weight_file import (
-    check_adapters,
-    check_tensors,
-    read_header,
-    tensor_shapes,
-    tensors,
-)
+from engine.plugin.weight_file import check_tensors, tensor_shapes, tensors
 from engine.responses import NO_LOG_PROB
-from protocol.adapter import BASE_FILE, AdapterHeader, matrix_names, weight_of
 from protocol.security import HEARTBEAT_SECONDS
 
 
@@ -125,9 +118,6 @@ class Generator:
             self._socket = SignalSocket(signals, keys=keys, heartbeat_seconds=heartbeat_seconds)
         self.requests: list[Request] = []
         self.version = "default"
-        self.base_checksum = ""
-        """Of the file that adapters are added to; empty without adapters."""
-        self._base: dict[str, torch.Tensor] = {}
         self.paused = False
         self._wake = asyncio.Event()
         self._between_steps = asyncio.Event()
@@ -173,30 +163,8 @@ class Generator:
         Raises ValueError, with the old ones in place, when the file is not the one that was hashed.
         """
         check_identity(path, identity)
-        header = read_header(path)
-        if header is None:
-            self._load_whole(path)
-        else:
-            self._load_adapters(path, header)
-
-    def _load_whole(self, path: Path) -> None:
         check_tensors(path, tensor_shapes(self._model_dir))
         self.model.load_state_dict(dict(tensors(path)), strict=False)  # a tied head is in no file
-        self.base_checksum = ""
-
-    def _load_adapters(self, path: Path, header: AdapterHeader) -> None:
-        check_adapters(path, header, tensor_shapes(self._model_dir))
-        adapters = dict(tensors(path))
-        if self.base_checksum != header.base_checksum:
-            base = path.with_name(BASE_FILE)
-            check_file(base, header.base_checksum)
-            self._load_whole(base)
-            self._base = {name: weight.clone() for name, weight in self.weights().items()}
-            self.base_checksum = header.base_checksum
-        weights = self.weights()
-        for name in {weight_of(matrix) for matrix in adapters}:
-            a, b = (adapters[matrix] for matrix in matrix_names(name))
-            weights[name].copy_(self._base[name] + header.scale * (b @ a))
 
     def weights(self) -> dict[str, torch.Tensor]:
         return self.model.state_dict()

@@ -18,7 +18,6 @@ from aiohttp.typedefs import Handler
 
 from controller.rules.thinking import RuleSpec
 from engine.constants import (
-    ADAPTER,
     CHECK_ROUTE,
     CLAIM_ROUTE,
     GATED_HEADER,
@@ -178,8 +177,6 @@ class FakeEngine:
             min_count=repetition.get("min_count", 0),
         )
         self._check_alive()
-        if self.generator.base_checksum and body.get("model") != ADAPTER:
-            raise web.HTTPBadRequest(text=f"turns ask for the model {ADAPTER} where it is applied")
         request.listed = sampling.get("logprobs") or 0
         self.generator.add(request)
         if body.get("stream"):

@@ -66,10 +66,7 @@ def _list_verified(model: nn.Module, path: Path) -> Iterator[Verified]:
     stacked: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-        for qualified, module in model.named_modules():
-            if hasattr(module, "base_layer"):  # which comes next; this adds adapters to it
-                continue
-            name = qualified.removesuffix(".base_layer")
+        for name, module in model.named_modules():
             head, _, tail = name.rpartition(".")
             if hasattr(module, "w13_weight"):
                 experts = read_experts(file, names, head)

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from protocol.adapter import AdapterHeader, from_metadata, matrix_names, weight_of
 from protocol.model_json import read_model_json
 
 TIED_HEAD = "lm_head.weight"
@@ -52,28 +51,6 @@ def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:
             "and "
             f"{expected.get(name, 'missing')} in the engine ({len(wrong)} tensors differ)"
         )
-
-
-def read_header(path: Path) -> AdapterHeader | None:
-    """Read what a file says of its adapters; None for a file of whole weights."""
-    with safe_open(path, framework="pt") as file:
-        return from_metadata(file.metadata())
-
-
-def check_adapters(path: Path, header: AdapterHeader, expected: dict[str, list[int]]) -> None:
-    """Raise ValueError when the file's adapters do not fit weights of the shapes `expected`.
-
-    An empty `expected` allows all.
-    """
-    shapes = dict(_read_shapes(path))
-    for weight in {weight_of(name) for name in shapes}:
-        a, b = (shapes.get(name, [0, 0]) for name in matrix_names(weight))
-        fits = expected.get(weight) == [b[0], a[1]] and a[0] == b[1] == header.rank
-        if expected and not fits:
-            raise ValueError(
-                f"adapters {path} are of another model: those of {weight} are {a} and {b}, it is "
-                f"{expected.get(weight, 'missing')} in the engine, and their rank {header.rank}"
-            )
 
 
 def fuse_experts(shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:

@@ -9,9 +9,6 @@ The file was hashed before (file_check.py), so that the engine stands still for 
 Nothing is touched before it has proved to be the one that was hashed, and of the same model: an
 update that is refused leaves the old weights in place.
 
-A file may have adapters alone. The weights that these are added to are in another file beside it,
-which is loaded once.
-
 On CPUs vLLM packs the weights of linear layers after loading and drops the originals, and on GPUs
 they may be quantized; its layerwise reload restores the layers' loadable form, and packs again. So
 an update is: check the file, `initialize_layerwise_reload`, the model's own `load_weights`,
@@ -37,17 +34,9 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
-from engine.plugin.adapter import apply_adapters, check_applicable, name_in_model
-from engine.plugin.file_check import FileIdentity, check_file, check_identity
+from engine.plugin.file_check import FileIdentity, check_identity
 from engine.plugin.verify_weights import compare_with_file
-from engine.plugin.weight_file import (
-    check_adapters,
-    check_tensors,
-    read_header,
-    tensor_shapes,
-    tensors,
-)
-from protocol.adapter import BASE_FILE, AdapterHeader
+from engine.plugin.weight_file import check_tensors, tensor_shapes, tensors
 
 
 def pack_tied_head(model: nn.Module) -> None:
@@ -104,7 +93,6 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
     supports_draft_weight_update = False
 
     _verify: Path | None = None  # file to compare the loaded weights with
-    _base_checksum = ""  # of the base file that was loaded
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         pass
@@ -120,40 +108,18 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         """
         path = Path(update_info.path)
         check_identity(path, update_info.identity)
-        header = read_header(path)
-        whole = path
-        if header is None:
-            self._load_whole(path)
-        else:
-            whole = path.with_name(BASE_FILE)
-            self._load_adapters(path, header, whole)
-        self._verify = None
-        if update_info.verify:
-            self._verify = whole
-
-    def _load_whole(self, path: Path) -> None:
         check_tensors(path, tensor_shapes(Path(self.model_config.model)))
         initialize_layerwise_reload(self.model)
-        self._base_checksum = ""
         try:
             model: Any = self.model  # `nn.Module` does not declare what vLLM's models have
-            model.load_weights(
-                (name_in_model(model, name), tensor) for name, tensor in tensors(path)
-            )
+            model.load_weights(tensors(path))
         finally:
             finalize_layerwise_reload(self.model, self.model_config)
             pack_tied_head(self.model)
             pack_experts(self.model)
-
-    def _load_adapters(self, path: Path, header: AdapterHeader, base: Path) -> None:
-        """Load the adapters of a file, and once the weights that they are added to."""
-        check_adapters(path, header, tensor_shapes(Path(self.model_config.model)))
-        check_applicable(self.model, path)
-        if self._base_checksum != header.base_checksum:
-            check_file(base, header.base_checksum)
-            self._load_whole(base)
-            self._base_checksum = header.base_checksum
-        apply_adapters(self.model, path, header)
+        self._verify = None
+        if update_info.verify:
+            self._verify = path
 
     def finish_weight_update(self) -> None:
         """The weights are in use already; raises ValueError when they are not those of the file."""

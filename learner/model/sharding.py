@@ -27,7 +27,6 @@ from learner.model.lora import adapters, plain_name
 from learner.model.policy import final_hidden, log_probs
 from learner.model.slices import full_tensor
 from learner.ranks import Ranks
-from protocol.adapter import matrix_names
 
 LAYERS_PRECISION = {
     "float32": MixedPrecisionPolicy(),
@@ -118,11 +117,11 @@ def _compile_layers(model: PreTrainedModel) -> None:
         layer.compile(dynamic=True)
 
 
-def merged_weights(model: PreTrainedModel, *, merges: bool = True) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """Give the weights, as this rank has them, by their names in a checkpoint.
 
     Those that are another's (a tied language-model head) come once. Adapters are merged into what
-    they belong to, or (`merges` false) left away. All ranks must ask.
+    they belong to. All ranks must ask.
     """
     tied = None
     if model.config.tie_word_embeddings:
@@ -134,28 +133,20 @@ def merged_weights(model: PreTrainedModel, *, merges: bool = True) -> Iterator[t
             continue
         weight = tensor.detach()
         adapter = adapter_of.get(name)
-        if merges and adapter is not None:
+        if adapter is not None:
             weight = weight + adapter.scale * (adapter.b.detach() @ adapter.a.detach())
         yield name, weight
 
 
 def full_state_dict(
-    model: PreTrainedModel, dtype: torch.dtype | None = None, *, merges: bool = True
+    model: PreTrainedModel, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Give the `merged_weights` in full, one after another.
 
     `dtype`: the one that they are cast to before they are gathered. All ranks must ask.
     """
-    for name, weight in merged_weights(model, merges=merges):
+    for name, weight in merged_weights(model):
         yield name, full_tensor(weight.to(dtype or weight.dtype))
-
-
-def full_adapters(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Give the adapters in full, by their names in a file of adapters. All ranks must ask."""
-    for name, adapter in adapters(model):
-        a, b = matrix_names(name)
-        yield a, full_tensor(adapter.a.detach())
-        yield b, full_tensor(adapter.b.detach())
 
 
 @torch.no_grad()

@@ -69,12 +69,6 @@ def test_a_context_that_is_too_short_for_a_model_that_thinks_says_what_to_set() 
             "control.decide_in",
             "control.signal stream",
         ),
-        ({"engine__weights": "adapter"}, "engine.weights", "learner.lora_rank"),
-        (
-            {"engine__weights": "adapter", "learner__lora_rank": "513"},
-            "engine.weights",
-            "learner.lora_rank 513",
-        ),
         ({"engine__urls": "http://n:1", "engine__count": "2"}, "engine.count", "engine.urls"),
         ({"engine__urls": "http://n:1", "engine__port": "9"}, "engine.port", "engine.urls"),
         ({"engine__urls": "http://n:1", "engine__devices": "0"}, "engine.devices", "engine.urls"),

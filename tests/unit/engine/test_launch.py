@@ -16,7 +16,7 @@ from aiohttp import web
 from config import ConfigError, Devices, EngineDevice, Job
 from config.resolve import resolve
 from engine import launch as server
-from engine.constants import ADAPTER, GATED_HEADER, MIDDLEWARE, PLUGIN, TRANSFER_BACKEND
+from engine.constants import GATED_HEADER, MIDDLEWARE, PLUGIN
 from engine.launch import (
     EngineNotReady,
     check_engine,
@@ -176,17 +176,6 @@ def test_weights_over_nccl_are_vllms_own_transfer(on_cpu: bool) -> None:
 @pytest.mark.parametrize(
     ("cpu_vllm", "cuda"), [(True, True), (False, False)], ids=["vLLM for CPUs", "no GPU"]
 )
-@pytest.mark.parametrize(("rank", "room"), [("3", "8"), ("16", "16"), ("512", "512")])
-def test_engine_of_adapters_has_room_for_one_of_their_rank(
-    on_cpu: bool, rank: str, room: str
-) -> None:
-    arguments = engine_command(job(engine__weights="adapter", learner__lora_rank=rank)).arguments
-    assert value(arguments, "--max-loras") == "1" and value(arguments, "--max-lora-rank") == room
-    name, _, directory = value(arguments, "--lora-modules").partition("=")
-    assert name == ADAPTER and (Path(directory) / "adapter_config.json").exists()
-    assert json.loads(value(arguments, "--weight-transfer-config"))["backend"] == TRANSFER_BACKEND
-
-
 def test_weights_over_nccl_are_refused_without_gpus(
     monkeypatch: pytest.MonkeyPatch, cpu_vllm: bool, cuda: bool
 ) -> None:
