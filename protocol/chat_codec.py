@@ -19,6 +19,7 @@ from protocol.chat_messages import (
     fold_system,
     say_tools,
 )
+from protocol.chat_template import THOUGHT_BEGIN, THOUGHT_END
 from protocol.tool_calls import (
     CALL_END,
     CALL_START,
@@ -28,10 +29,7 @@ from protocol.tool_calls import (
     parse_hermes,
 )
 
-THOUGHT_START = "<think>"
-THOUGHT_END = "</think>"
-
-_TAGS = (THOUGHT_START, THOUGHT_END, CALL_START, CALL_END)
+_TAGS = (THOUGHT_BEGIN, THOUGHT_END, CALL_START, CALL_END)
 """Texts that are special tokens of some models, and never the end of a turn."""
 
 _PROBE = [{"role": "user", "content": "question"}]
@@ -122,7 +120,7 @@ class ChatCodec:
             self._choose_parser()
         self.generation_prompt = self._find_generation_prompt()
         """Text between the last message and what the policy says."""
-        thought = self.generation_prompt.rpartition(THOUGHT_START)
+        thought = self.generation_prompt.rpartition(THOUGHT_BEGIN)
         self.opens_thought = bool(thought[1]) and THOUGHT_END not in thought[2]
         """The policy's words begin inside a thought."""
 
@@ -201,7 +199,7 @@ class ChatCodec:
         if self.opens_thought:
             return f"{thought}\n{THOUGHT_END}\n\n{body}"
         if thought:
-            return f"{THOUGHT_START}{thought}{THOUGHT_END}\n{body}"
+            return f"{THOUGHT_BEGIN}{thought}{THOUGHT_END}\n{body}"
         return body
 
     def _write_after_opening(self, message: ChatMessage) -> str:
@@ -217,12 +215,12 @@ class ChatCodec:
     def read_answer(self, tokens: Sequence[int]) -> Answer:
         """Read what the policy sampled."""
         text, ended = self._decode_answer(list(tokens))
-        if self.opens_thought and not text.lstrip().startswith(THOUGHT_START):
-            text = THOUGHT_START + text
+        if self.opens_thought and not text.lstrip().startswith(THOUGHT_BEGIN):
+            text = THOUGHT_BEGIN + text
         reasoning = ""
         closed = True
-        if text.lstrip().startswith(THOUGHT_START):
-            thought, end, text = text.lstrip()[len(THOUGHT_START) :].partition(THOUGHT_END)
+        if text.lstrip().startswith(THOUGHT_BEGIN):
+            thought, end, text = text.lstrip()[len(THOUGHT_BEGIN) :].partition(THOUGHT_END)
             reasoning = thought.strip()
             closed = bool(end)
         content = text

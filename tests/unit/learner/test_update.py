@@ -20,6 +20,19 @@ from tests.fixtures.learner import TURNS, make_loss, random_conversation, random
 CONFIG = small_config()
 VOCABULARY = 300
 
+with_any_loss = pytest.mark.parametrize(
+    "settings",
+    [
+        *({"loss": make_loss(name)} for name in LOSSES),
+        {"loss_reduction": "turn"},
+        {"loss_reduction": "constant"},
+        {"kl_coef": 0.5},
+        {"entropy_coef": 0.1},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+"""For tests of what holds for each loss, and for each part that is added to it."""
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -76,17 +89,7 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
     assert not entropy.requires_grad
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        *({"loss": make_loss(name)} for name in LOSSES),
-        {"loss_reduction": "turn"},
-        {"loss_reduction": "constant"},
-        {"kl_coef": 0.5},
-        {"entropy_coef": 0.1},
-    ],
-    ids=lambda settings: "-".join(map(str, settings.values())),
-)
+@with_any_loss
 def test_micro_batch_size_does_not_change_the_gradient(model, settings):
     """The gradient does not depend on the size of micro-batches.
 
@@ -107,17 +110,7 @@ def conversations(seed=0) -> list[TrainingSample]:
     return [turn for _ in range(4) for turn in random_conversation(rng, VOCABULARY)]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        *({"loss": make_loss(name)} for name in LOSSES),
-        {"loss_reduction": "turn"},
-        {"loss_reduction": "constant"},
-        {"kl_coef": 0.5},
-        {"entropy_coef": 0.1},
-    ],
-    ids=lambda settings: "-".join(map(str, settings.values())),
-)
+@with_any_loss
 def test_merged_turns_have_the_gradient_of_turns_by_themselves(model, settings):
     """A conversation in one row has the gradient and the figures of a row a turn.
 
