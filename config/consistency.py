@@ -12,6 +12,7 @@ from config.evaluation import AS_TRAINING, MIN_TEMPERATURE
 from config.ignored import check_used
 from config.model import NAMED_MODELS, is_hub_id
 from config.options import flatten_config
+from config.refusals import guess
 from config.section import ConfigError
 
 OF_STARTED_ENGINES = ("count", "port", "devices", "sleep", "extra_args")
@@ -37,10 +38,7 @@ def check_consistency(config: Config) -> None:
             "out"
         )
     if not _is_model(config.model.name):
-        raise ConfigError(
-            f"model.name: {config.model.name!r} is neither 'tiny' nor 'smollm2', a directory, or "
-            "a name of the hub; give the path of a Hugging Face model directory"
-        )
+        raise ConfigError(_describe_missing_model(config.model.name))
 
 
 def _check_finite(config: Config) -> None:
@@ -143,6 +141,18 @@ def _check_evaluation(config: Config) -> None:
 
 def _is_model(name: str) -> bool:
     return name in NAMED_MODELS or Path(name).is_dir() or is_hub_id(name)
+
+
+def _describe_missing_model(name: str) -> str:
+    """Say that no model has that name; of a path, which one near it there is."""
+    if "/" not in name:
+        return (
+            f"model.name: {name!r} is neither 'tiny' nor 'smollm2', a run, a directory, or a name "
+            "of the hub; give the path of a Hugging Face model directory"
+        )
+    place = name.partition("@")[0]
+    beside = [str(path) for path in Path(place).parent.glob("*") if path.is_dir()]
+    return f"model.name: there is no run and no directory {place}{guess(place, beside)}"
 
 
 def _is_url(text: str) -> bool:

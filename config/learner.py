@@ -30,7 +30,7 @@ class LearnerSection(Section, frozen=True):
     max_staleness: Annotated[
         int,
         says(
-            "S: no trained token is older than this many versions (see order_window); 0 is "
+            "S: no trained token is older than this many versions, and order_window more; 0 is "
             "synchronous",
             ge=0,
         ),

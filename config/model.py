@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from config.section import Section, says
@@ -11,12 +12,29 @@ from protocol.chat_format import ChatOptions, PastThoughts, ToolFormat
 NAMED_MODELS = ("tiny", "smollm2")
 """Models that have a name of ours; there are recipes of the same name."""
 
+RUNS_DIR = Path("runs")
+"""Directory of the runs that have been given no other."""
+
+SETTINGS_FILE = "config.toml"
+"""File of a run's directory that has its settings."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 def is_hub_id(name: str) -> bool:
-    """Tell if a name may be OWNER/NAME or OWNER/NAME@REVISION."""
-    return _HUB_ID.fullmatch(name) is not None
+    """Tell if a name may be OWNER/NAME or OWNER/NAME@REVISION, and means no place here."""
+    return _HUB_ID.fullmatch(name) is not None and not is_place(name)
+
+
+def is_place(name: str) -> bool:
+    """Tell if a name means a place on this machine, by the directory that it begins with.
+
+    That is one of this very machine, as `./`, or one that has runs.
+    """
+    directory = Path(name).parent
+    if name.startswith((".", "/", "~")) or directory == RUNS_DIR:
+        return True
+    return any(directory.glob(f"*/{SETTINGS_FILE}"))
 
 
 class TinySection(Section, frozen=True):

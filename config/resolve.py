@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -379,6 +380,17 @@ def from_dict(tree: dict) -> Config:
     return msgspec.convert(tree, Config)
 
 
+def read_record(file: Path) -> Config:
+    """The settings that a run has recorded, all of them, without a look at its environment.
+
+    Raises ConfigError for a file that is no record of this version.
+    """
+    try:
+        return from_dict(_read_toml(file, "run.dir"))
+    except ConfigError as error:
+        raise ConfigError(f"another version of this project wrote {file}: {error}") from None
+
+
 def to_toml(config: Config, notes: Mapping[str, str] | None = None) -> str:
     """The configuration as TOML, every setting with its description above it.
 
@@ -403,10 +415,16 @@ def to_toml(config: Config, notes: Mapping[str, str] | None = None) -> str:
 
 
 def find_changes(config: Config) -> dict[str, tuple[Any, Any]]:
-    """{full name: (default, value)} of the settings that are not as their sections have them."""
+    """{full name: (default, value)} of the settings that are not as their sections have them.
+
+    Of an environment that is not here, these are all of its settings.
+    """
     values = flatten_config(config)
     types = {f"{section}.type": values[f"{section}.type"] for section in tagged_sections()}
-    plain = from_dict(nest(_with_environment(types, config.env.name)))
+    given = types
+    with contextlib.suppress(ValueError):
+        given = _with_environment(types, config.env.name)
+    plain = from_dict(nest(given))
     defaults = flatten_config(plain) | {full: default_of(all_settings()[full]) for full in types}
     of_sets = set_fields(config.eval.sets, "")
     defaults |= {full: default_of(field) for full, field in of_sets.items()}

@@ -396,6 +396,7 @@ class Learner:
             return
         metrics = evaluation_metrics(played, self._plan, newest.version)
         self.training.note_evaluation(newest.version, metrics["success"])
+        await self._reporter.send_waits()
         await self._reporter.send("evaluation", {"update": newest.version, **metrics})
 
     async def _play_evaluation(

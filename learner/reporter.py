@@ -46,7 +46,7 @@ class Reporter:
                 "bad_frames": self._reader.dropped_frames,
             }
             await self.send("gauge", gauges)
-            await self.send("waiting", self._instruments.waits.seconds())
+            await self.send_waits()
             await self.send_failures()
 
     async def send(self, event: str, values: Mapping[str, float | str | None]) -> None:
@@ -60,6 +60,10 @@ class Reporter:
         if total:
             values |= {"done": done, "of": total}
         await self.send("phase", values)
+
+    async def send_waits(self) -> None:
+        """Tell what is waited for now; what was told before, and is not named, is over."""
+        await self.send("waiting", self._instruments.waits.seconds())
 
     async def send_failures(self) -> None:
         """Tell how many episodes were dropped, and what those that failed say."""

@@ -175,10 +175,23 @@ def stop_all(children: Sequence[ChildProcess], patience_s: float = 5.0) -> None:
 
 
 def cause_in(log: Path, begin: int = 0) -> str:
-    """Name what went wrong in one line, by what a log has from byte `begin` on.
+    """Name in one line what a process ended of, by what its log has from byte `begin` on.
 
-    It is the sentence that the process ended with ("error: ..."), the exception at the end of the
-    last traceback (in an exception group, of its last member), or else the last line.
+    It is what `error_in` finds, or else the last line that speaks of an error, or the last one.
+    """
+    error = error_in(log, begin)
+    if error:
+        return error
+    lines = [line.strip() for line in _read_text(log, begin).splitlines() if line.strip()]
+    speaking = [line for line in lines if "error" in line.lower()]
+    return next(reversed(speaking or lines), "")
+
+
+def error_in(log: Path, begin: int = 0) -> str:
+    """The error of a log from byte `begin` on, in one line; "" if it has none.
+
+    It is the sentence that the process ended with ("error: ..."), or the exception at the end of
+    the last traceback (in an exception group, of its last member).
     """
     lines = _read_text(log, begin).splitlines()
     tracebacks = [
@@ -195,7 +208,7 @@ def cause_in(log: Path, begin: int = 0) -> str:
         exception = _exception_after(lines, traceback)
         if exception and REFERS_TO_EARLIER_ERROR not in exception:
             return exception
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ""
 
 
 def _exception_after(lines: Sequence[str], traceback: int) -> str:

@@ -29,7 +29,7 @@ from supervisor.engine_health import kill_dead_engines
 from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, job_file, write_settings
 from supervisor.on_devices import on_devices
-from supervisor.process import ChildProcess, RestartLimit, RunFailed, cause_in, spawn, stop_all
+from supervisor.process import ChildProcess, RestartLimit, RunFailed, error_in, spawn, stop_all
 from telemetry.collector import Collector, open_collector
 from telemetry.probes.clocks import LoopLag
 from telemetry.probes.waits import OwnWaits
@@ -417,8 +417,11 @@ def _list_silent_engines(urls: Sequence[str], answers: Sequence[asyncio.Task]) -
 
 
 def _with_cause(error: EngineNotReady, engine: ChildProcess) -> str:
-    """The error's text, the cause that the engine's log gives, and the log's path."""
-    causes = [str(error), cause_in(engine.log, engine.log_begin)]
+    """The error's text, the error that the engine's log has, if any, and the log's path.
+
+    An engine that is still loading has logged none: other lines would only look like a cause.
+    """
+    causes = [str(error), error_in(engine.log, engine.log_begin)]
     return f"{': '.join(filter(None, causes))}\nits log: {engine.log}"
 
 

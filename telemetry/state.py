@@ -236,8 +236,9 @@ class RunState:
         """The waits that people are to be told of, the longest first.
 
         That others wait for a policy while it is made is no news: its phase says how far it is.
+        What was told in an earlier phase may be over with it: whatever is not comes again.
         """
-        waits = self.waits.long_waits(now)
+        waits = self.waits.long_waits(now, self.phase.started)
         if self.phase.name not in MAKING_THE_POLICY:
             return waits
         return [wait for wait in waits if wait.what != FIRST_WEIGHTS]

@@ -15,7 +15,7 @@ from rich.console import Console
 from config import Config, ConfigError, Decoding
 from config.model import is_hub_id
 from config.options import values_of
-from config.resolve import find_changes, resolve
+from config.resolve import find_changes, read_record
 from engine.launch import serve_command
 from envs.base import Environment
 from envs.conversation import is_conversation
@@ -127,7 +127,7 @@ class TrainingRecord(NamedTuple):
 def read_training_record(checkpoint: Checkpoint) -> TrainingRecord:
     """Read the settings and figures of the run that wrote a checkpoint."""
     run_dir = checkpoint.run_dir
-    config = resolve(run_dir / "config.toml")
+    config = read_record(run_dir / "config.toml")
     records = read_metrics(run_dir / METRICS_FILE)
     versions = {}
     if (run_dir / "summary.json").is_file():
@@ -283,7 +283,7 @@ def _training(record: TrainingRecord) -> Iterator[str]:
     yield f"- advantages: `{values['learner.algorithm.type']}`"
     yield f"- loss: `{values['learner.loss.type']}`"
     yield f"- control of exploration: `{config.control.mode}`"
-    yield f"- staleness: at most {config.learner.max_staleness} versions"
+    yield f"- staleness: at most {config.learner.largest_age()} versions"
     yield f"- {len(record.updates):,} updates on {tokens:,.0f} tokens, in {minutes:.0f} minutes"
     if record.versions:
         yield f"- {', '.join(f'{name} {version}' for name, version in record.versions.items())}"

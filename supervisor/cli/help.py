@@ -15,12 +15,13 @@ from config.options import (
     default_of,
     description,
     environment_fields,
+    flatten_config,
     kind_of,
     tagged_sections,
     this_command,
 )
 from config.recipes import is_own_recipe, recipe_names
-from config.resolve import all_recipes
+from config.resolve import Resolution, all_recipes, resolve_new
 from config.sets import EVALUATION_SETS, set_fields
 from envs.registry import environment_names
 from supervisor.cli.commands import COMMANDS
@@ -44,9 +45,9 @@ HEADLINES = {
     "model": ("NAME", "policy: tiny, smollm2, a directory, OWNER/NAME"),
     "control": ("NAME", "control of exploration"),
     "algorithm": ("NAME", "advantage estimator"),
-    "max_staleness": ("N", "versions that a trained token may lag; 0: none"),
+    "max_staleness": ("N", "versions a token may lag, plus order_window (1)"),
     "updates": ("N", "updates of the policy after which training ends"),
-    "minutes": ("N", "minutes after which training ends"),
+    "minutes": ("N", "minutes until training ends"),
     "tokens": ("N", "tokens after which training ends; 0: no limit"),
     "seed": ("N", "seed of everything random"),
     "run_dir": ("DIR", "directory that the run writes to"),
@@ -116,19 +117,27 @@ def _summaries() -> dict[str, str]:
 
 
 def _short_options() -> dict[str, str]:
-    """The most used options: what they do, their choices and their defaults."""
+    """The most used options: what they do, their choices, and what a run without any has."""
     rows = {}
     settings = all_settings()
+    plain = resolve_new(None, {}, serial=False)
     for short, full in SHORT_NAMES.items():
         metavar, text = HEADLINES[short]
         choices = choices_of(settings[full])
         if choices:
             text += f": {', '.join(choices)}"
-        default = default_of(settings[full])
-        if default != "":
-            text += f" [{_format_value(default)}]"
+        text += _describe_default(full, plain)
         rows[f"{_option(short)} {metavar}"] = text
     return rows
+
+
+def _describe_default(full: str, plain: Resolution) -> str:
+    """The value of a setting in a plain run; where a recipe gives it, the default of others too."""
+    default = default_of(all_settings()[full])
+    value = flatten_config(plain.config)[full]
+    if value == default:
+        return f" [{_format_value(value)}]" if value != "" else ""
+    return f" [{_format_value(value)} by {plain.sources[full]}, else {_format_value(default)}]"
 
 
 def _section_lines(section: str, width: int) -> list[str]:

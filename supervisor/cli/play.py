@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from config import Config, ConfigError
-from config.resolve import parse_overrides, resolve
+from config.resolve import parse_overrides, read_record, resolve
 from envs.base import Environment, Episode, Split
 from envs.conversation import is_conversation, tools_of
 from envs.play import close_episode, start_episode
@@ -228,7 +228,7 @@ def _chat_options(config: Config, checkpoint: Checkpoint | None) -> ChatOptions:
     file = checkpoint.run_dir / "config.toml"
     if not file.is_file():
         return options
-    return resolve(file).model.chat_options()
+    return read_record(file).model.chat_options()
 
 
 def _ask(environment: Environment, view: AgentView, console: Console) -> Move | None:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Job
 from config.options import this_command, values_of
-from config.resolve import resolve
+from config.resolve import read_record
 from learner.checkpoint import latest
 from learner.data.episode_analysis import WITHIN_GROUP, token_log_probs, turn_advantages
 from learner.data.episode_log import Records
@@ -127,7 +127,7 @@ def read_run(run_dir: Path, name: str, episode_names: Sequence[str], console: Co
         )
     config = Config()
     if (run_dir / "config.toml").is_file():
-        config = resolve(run_dir / "config.toml")
+        config = read_record(run_dir / "config.toml")
     log = run_dir / EPISODES_DIR
     records = ()
     if log.is_dir():

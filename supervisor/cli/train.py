@@ -19,7 +19,7 @@ from protocol.files import WriteError
 from supervisor.cli.commands import output_status
 from supervisor.machine_checks import describe_machine, explain_weights_place
 from supervisor.resume import check_model_of, resolve_resumed
-from telemetry.sinks.starts_file import describe_start, record_start
+from telemetry.sinks.starts_file import describe_start, read_starts, record_start
 
 FAILED = 1
 INTERRUPTED = 130
@@ -81,6 +81,7 @@ def resolve_run(
     """The settings of a new run, or of one that is resumed; and what a resume changes.
 
     `run_dir` is that of the run to resume, which goes on with its own settings and the overrides.
+    Recipes that it has recorded hold, too.
     """
     if run_dir is None:
         return resolve_new(file, overrides, serial), ""
@@ -89,7 +90,9 @@ def resolve_run(
             "--resume takes the settings of the run it resumes; leave --config out (single "
             "settings may be changed)"
         )
-    return resolve_resumed(run_dir, overrides)
+    resolution, changes = resolve_resumed(run_dir, overrides)
+    recipes = [name for start in read_starts(run_dir)[-1:] for name in start.recipes]
+    return resolution._replace(recipes=[*dict.fromkeys([*recipes, *resolution.recipes])]), changes
 
 
 def check_settings(config: Config, serial: bool) -> None:

@@ -356,7 +356,7 @@ def describe_run(run: RunData) -> list[tuple[str, list[str]]]:
     rows = [
         ("started", [start.time for start in run.starts]),
         ("command", [start.command for start in run.starts]),
-        ("recipes", [", ".join(run.starts[0].recipes) or "none"]),
+        ("recipes", [", ".join(last.recipes) or "none"]),
         ("machine", [machine, last.system, *gpus]),
         ("versions", [versions]),
     ]

@@ -8,6 +8,7 @@ A process tells once a second all that it waits for now, as words and the second
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -92,8 +93,8 @@ class WaitBook:
         """Take what a process waits for now, in place of what it told before."""
         self._told[source] = (now, waits)
 
-    def long_waits(self, now: float) -> list[Wait]:
-        """The waits that people are to be told of, the longest first.
+    def long_waits(self, now: float, told_since: float = -math.inf) -> list[Wait]:
+        """The waits that people are to be told of, the longest first, of those told since then.
 
         Those for processes that are silent, which others may wait for in turn, come before all.
         """
@@ -103,7 +104,7 @@ class WaitBook:
         ]
         waits = []
         for source, (told_at, seconds_by_words) in self._told.items():
-            if now - told_at < FORGOTTEN_AFTER_SECONDS:
+            if told_at >= told_since and now - told_at < FORGOTTEN_AFTER_SECONDS:
                 for words, seconds in seconds_by_words.items():
                     waits.append(Wait(source, words, seconds + now - told_at))
         return [*_select_long(silent), *_select_long(waits)]

@@ -116,6 +116,22 @@ def test_a_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     assert "directory" in message
 
 
+def test_consistency_of_a_run_that_is_mistyped_asks_no_hub_and_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever runs are; the name of a model at the hub has an owner that is no such directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "first").mkdir(parents=True)
+    (tmp_path / "mine" / "first" / "config.toml").touch()
+    said = expect_refusal(model="mine/frst@best")
+    assert (
+        said == "model.name: there is no run and no directory mine/frst; did you mean mine/first?"
+    )
+    for name in ("runs/a", "./a", "../a"):
+        assert expect_refusal(model=name).endswith(f"no directory {name}")
+    assert resolve(None, {"model": "yours/first@main"}).model.name == "yours/first@main"
+
+
 def test_an_address_that_others_reach_needs_a_token() -> None:
     message = expect_refusal(dashboard__host="0.0.0.0")
     assert message.startswith("dashboard.token: ") and "0.0.0.0" in message

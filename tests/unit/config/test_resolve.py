@@ -18,7 +18,7 @@ from config.options import (
     description,
     values_of,
 )
-from config.resolve import from_dict, resolve, to_toml
+from config.resolve import find_changes, from_dict, read_record, resolve, to_toml
 from envs.registry import BUILT_IN_SETTINGS
 from tests.fixtures.settings import expect_refusal, write_settings
 
@@ -37,6 +37,17 @@ def test_any_value_survives_toml(text: str, number: float, texts: list[str]) -> 
     env = config.EnvSection(settings={"task_types": texts})
     settings = Config(run=run, env=env)
     assert from_dict(tomllib.loads(to_toml(settings))) == settings
+
+
+def test_read_record_needs_no_environment_and_finds_what_was_changed(tmp_path: Path) -> None:
+    """That of the run is code which is here no more; its settings all count as changed."""
+    record = write_settings(tmp_path, to_toml(resolve()))
+    assert read_record(record) == resolve()
+    gone = {"name": f"{tmp_path}/gone.py:Game", "settings": {"level": 3}}
+    record.write_text(f'[env]\nname = "{gone["name"]}"\nsettings.level = 3\n[run]\nseed = 7\n')
+    found = read_record(record)
+    assert found == Config(env=config.EnvSection(**gone), run=config.RunSection(seed=7))
+    assert find_changes(found).keys() == {"env.name", "env.settings.level", "run.seed"}
 
 
 def test_toml_describes_every_setting() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.process import ChildFailed, RestartLimit, cause_in, spawn
+from supervisor.process import ChildFailed, RestartLimit, cause_in, error_in, spawn
 
 
 def test_so_many_restarts_are_allowed_in_a_while_and_more_once_that_is_over():
@@ -64,14 +64,29 @@ Failed core proc(s): {}
             "usage: server\nserver: error: unrecognized arguments: --bad\n\n",
             "server: error: unrecognized arguments: --bad",
         ),
+        (
+            "server: error: no such model\nresource_tracker: 1 left\n",
+            "server: error: no such model",
+        ),
+        ("ssh: not found\n", "ssh: not found"),
         ("", ""),
     ],
-    ids=["a chain of exceptions", "an exception group", "vLLM", "no traceback", "nothing"],
+    ids=["exceptions", "a group of them", "vLLM", "no traceback", "noise", "no error", "nothing"],
 )
 def test_the_cause_of_a_failure_is_one_line_of_its_log(tmp_path: Path, text: str, cause: str):
     log = tmp_path / "log"
     log.write_text(PLAIN.replace("turns", "history") + text)
     assert cause_in(log, begin=len(PLAIN.replace("turns", "history"))) == cause
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [(VLLM, "ValueError: no room for KV cache"), ("WARNING: no tcmalloc\n", "")]
+)
+def test_error_in_a_log_is_no_line_of_a_process_that_still_works(
+    tmp_path: Path, text: str, error: str
+):
+    (tmp_path / "log").write_text(text)
+    assert error_in(tmp_path / "log") == error
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,20 @@ def test_progress_of_a_warm_start_says_nothing_of_who_waits_for_it() -> None:
     assert [line for line in show.tick(1.0) if line.startswith("waiting: controller waits 1:31")]
 
 
+def test_progress_of_a_new_phase_shows_no_wait_of_the_one_before() -> None:
+    """It may be over with it; what still lasts is told again within a second."""
+    show = Show()
+    show.send("phase", phase="evaluating")
+    words = "evaluation 0: 31 of 32 episodes are here"
+    show.send("waiting", **{words: 80.0})
+    assert words in show.tick(0.0)[-1]
+    show.now = 1.0
+    show.send("phase", phase="training")
+    assert not [line for line in show.tick(1.25) if "wait" in line]
+    show.send("waiting", **{words: 82.0})
+    assert [line for line in show.tick(2.0) if words in line]
+
+
 def test_progress_shows_lost_episodes_and_not_those_that_nobody_needs() -> None:
     """Episodes that are canceled at the end are no loss; those that failed are."""
     show = Show()

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from config import ConfigError
-from config.options import SHORT_NAMES, all_settings
+from config.options import SHORT_NAMES, all_settings, flatten_config
+from config.resolve import resolve
 from supervisor.cli.commands import COMMANDS
 from supervisor.cli.help import HEADLINES, choices_of, print_help
 from supervisor.cli.main import main
@@ -37,6 +38,19 @@ def test_help_headlines_are_of_the_short_names(capsys: pytest.CaptureFixture[str
     assert set(HEADLINES) == set(SHORT_NAMES)
     text = overview(200, capsys)
     assert all(f"--{short.replace('_', '-')} " in text for short in SHORT_NAMES)
+
+
+def test_help_overview_shows_what_a_run_without_options_has(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A recipe that such a run takes by itself is named, with what other runs have."""
+    said = " ".join(overview(200, capsys).split())
+    plain = flatten_config(resolve())
+    assert "[14 by recipe tiny, else 0]" in said
+    for short, full in SHORT_NAMES.items():
+        row = said.partition(f"--{short.replace('_', '-')} ")[2].partition("]")[0]
+        if plain[full] != "":
+            assert row.rpartition("[")[2].split()[0] == str(plain[full]).removesuffix(".0"), full
 
 
 def test_help_on_a_section_has_its_settings_and_no_others(

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 
 from config import ConfigError, RunSection
-from config.resolve import resolve
+from config.resolve import resolve, resolve_new, to_toml
 from engine.gpus import Gpu
-from supervisor.cli.train import check_settings, double_reached_limits, record_this_start
+from supervisor.cli.train import (
+    check_settings,
+    double_reached_limits,
+    record_this_start,
+    resolve_run,
+)
 from supervisor.cluster import planning
 from telemetry.sinks.starts_file import read_starts
 
@@ -29,6 +34,17 @@ def test_check_settings_of_other_processes_in_a_serial_run_refuses(
     """A run of one process refuses what only processes of their own could use."""
     with pytest.raises(ConfigError, match=rf"^{setting}: --serial"):
         check_settings(resolve(None, {setting: value}, serial=True), serial=True)
+
+
+def test_resolve_run_that_is_resumed_names_the_recipes_that_it_began_with(tmp_path: Path) -> None:
+    """Those that a resume adds come after them."""
+    begun = resolve_new(None, {"run.dir": str(tmp_path)}, serial=False)
+    (tmp_path / "config.toml").write_text(to_toml(begun.config))
+    record_this_start(tmp_path, [], begun.recipes, "")
+    plain, _ = resolve_run(None, tmp_path, {}, serial=False)
+    assert plain.recipes == begun.recipes == ["tiny", "tiny-alfworld"]
+    more, _ = resolve_run(None, tmp_path, {"recipe": "tiny,t2po-code"}, serial=False)
+    assert more.recipes == ["tiny", "tiny-alfworld", "t2po-code"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,8 @@ RECORDS = [
 def run_data(**changes: object) -> RunData:
     """A run with an update between two evaluations, started twice."""
     first = describe_start(["--seed", "3"], ["tiny"], "")
-    second = describe_start(["--resume", "a"], [], "run.max_updates 1 -> 2", ["H200", "H200"])
+    resumed = (["--resume", "a"], ["tiny", "t2po-code"], "run.max_updates 1 -> 2")
+    second = describe_start(*resumed, ["H200", "H200"])
     settings = values_of(Config()) | {"run.seed": 3, "run.dir": "somewhere"}
     fields = {"name": "a", "records": RECORDS, "settings": settings, "starts": [first, second]}
     return RunData(**fields | changes)
@@ -42,7 +43,7 @@ def test_report_says_where_a_run_comes_from() -> None:
     """Its commands, recipes, machine, versions, and what a resume changed are on the page."""
     rows = dict(describe_run(run_data()))
     assert rows["command"] == ["python run.py --seed 3", "python run.py --resume a"]
-    assert rows["recipes"] == ["tiny"] and rows["machine"][-1] == "2 x H200"
+    assert rows["recipes"] == ["tiny, t2po-code"] and rows["machine"][-1] == "2 x H200"
     assert "msgspec" in rows["versions"][0]
     assert rows["resumed with"][0].endswith("run.max_updates 1 -> 2")
     page = render_report([run_data()])
