@@ -252,7 +252,7 @@ class Actor:
         answer = asyncio.get_running_loop().create_future()
         self._pending_turns[turn_id] = _PendingTurn(request, answer)
         try:
-            name = f"turn {request.turn_index} of {request.key.id} from the controller"
+            name = f"turn {request.turn_index + 1} of {request.key.id} from the controller"
             return await self._send_until_answered(
                 name, answer, functools.partial(self._send_request, request)
             )

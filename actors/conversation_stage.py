@@ -78,6 +78,7 @@ class ConversationStage:
         reply = episode.reply(message)
         done = require_flag("done", read_attribute("reply()", reply, "done"))
         cut_off = not done and self._turns >= self._environment.max_turns
+        breaks = self._transcript.breaks
         prompt = None
         if not done and not cut_off:
             prompt = self._extend(message, read_attribute("reply()", reply, "messages"))
@@ -94,6 +95,7 @@ class ConversationStage:
             truncated=cut_off or (done and truncated and not success),
             scores=require_scores(episode.scores),
             prompt=prompt,
+            rewritten=prompt is not None and self._transcript.breaks > breaks,
         )
 
     def encode_answer(self, message: Message) -> list[int]:

@@ -177,6 +177,7 @@ class EpisodePlayer:
                 outcome = await thread.call(stage.step, answer.kept.tokens)
             played.turns.append(self._build_turn(request, answer, outcome))
             prompt = outcome.prompt
+            played.rewrites += outcome.rewritten
             if outcome.done or prompt is None:
                 played.success = outcome.success
                 played.scores = outcome.scores
@@ -236,6 +237,7 @@ class _Played:
         self.success = False
         self.overflowed = False
         self.truncated = False
+        self.rewrites = 0
         self.scores: dict[str, float] = {}
 
     def build_trajectory(
@@ -254,4 +256,5 @@ class _Played:
             detail=detail,
             overflowed=self.overflowed,
             truncated=self.truncated,
+            rewrites=self.rewrites,
         )

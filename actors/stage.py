@@ -47,6 +47,8 @@ class StepOutcome(NamedTuple):
     truncated: bool
     scores: dict[str, float]
     prompt: list[int] | None
+    rewritten: bool = False
+    """The prompt begins anew, since the chat template rewrote what was said."""
 
 
 class PromptCodec(Protocol):

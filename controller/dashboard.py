@@ -226,12 +226,15 @@ class Dashboard:
 
 
 def describe_turn_id(turn_id: str) -> str:
-    """The episode and the turn that the engine's name of a response is of: t24.6, turn 5."""
+    """The episode and the turn that the engine's name of a response is of: t24.6, turn 5.
+
+    Turns count from 1, as in a prompt.
+    """
     parts = turn_id.split(".")
     if len(parts) < 4:
         return turn_id
     group, member, _, turn, *_ = parts
-    return f"{group}.{member}, turn {turn}"
+    return f"{group}.{member}, turn {int(turn) + 1}"
 
 
 def dashboard_state(

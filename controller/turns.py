@@ -165,7 +165,8 @@ class TurnRunner:
         try:
             kept = await self._sample_until_kept(turn)
         except (EngineError, NoProgressError) as error:
-            log.warning("turn %d of %s failed: %s", request.turn_index, request.key.id, error)
+            number = request.turn_index + 1
+            log.warning("turn %d of %s failed: %s", number, request.key.id, error)
             return turn_failure(request, DropReason.ENGINE_ERROR, str(error))
         self._note_end(turn, kept)
         return TurnResult(
@@ -253,7 +254,7 @@ class TurnRunner:
         if isfinite(kept.score):
             self.scores[turn.lease] = kept.score
         self.counters.turns += 1
-        name = f"{request.key.id}, turn {request.turn_index}"
+        name = f"{request.key.id}, turn {request.turn_index + 1}"
         for response in (*turn.rejected, kept):
             self.decisions.extend((name, event) for event in response.events)
 

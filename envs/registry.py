@@ -125,14 +125,33 @@ def make_environments(
 def make_environment(name: str, **settings: object) -> Environment:
     """Make an environment; `settings` are those of its factory.
 
+    `max_turns` of one that talks in messages is set here where its factory does not take it.
     Raises as `find_factory` does, and ValueError for tools that are none.
     """
-    environment = find_factory(name)(**settings)
+    factory = find_factory(name)
+    max_turns = None
+    if is_conversation(factory):
+        if "history" in settings and not _takes_keyword(factory, "history"):
+            raise ValueError(
+                f"env.history: {name} talks in messages, all of which the policy reads; leave it "
+                "out"
+            )
+        if not _takes_keyword(factory, "max_turns"):
+            max_turns = settings.pop("max_turns", None)
+    environment: Any = factory(**settings)
+    if max_turns is not None:
+        environment.max_turns = max_turns
     if is_conversation(environment):
         flaw = find_tool_flaw(tools_of(environment))
         if flaw:
             raise ValueError(f"env.name: {name}: {flaw}")
     return environment
+
+
+def _takes_keyword(factory: Callable[..., Any], keyword: str) -> bool:
+    """Tell whether a function takes an argument of this name."""
+    parameters = inspect.signature(factory).parameters.values()
+    return any(each.name == keyword or each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def absolute_name(name: str) -> str:

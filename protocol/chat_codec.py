@@ -38,6 +38,15 @@ _PROBE = [{"role": "user", "content": "question"}]
 class ChatRenderer(Protocol):
     """A chat template and a tokenizer, as `Prompter` has them."""
 
+    @property
+    def opens_thought(self) -> bool:
+        """True if a response begins inside a thought, which its prompt has opened."""
+        ...
+
+    def find_turn_end(self) -> str:
+        """Return the text that follows an answer; ValueError of a template that renders none."""
+        ...
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -118,11 +127,6 @@ class ChatCodec:
         if self._tools and tool_format == "template" and self._shows_tools():
             self._native_tools = self._tools
             self._choose_parser()
-        self.generation_prompt = self._find_generation_prompt()
-        """Text between the last message and what the policy says."""
-        thought = self.generation_prompt.rpartition(THOUGHT_BEGIN)
-        self.opens_thought = bool(thought[1]) and THOUGHT_END not in thought[2]
-        """The policy's words begin inside a thought."""
 
     # --- to tokens
 
@@ -196,7 +200,7 @@ class ChatCodec:
         if whole.startswith(start) and (marks.thought in whole or not thought):
             return self._without_turn_end(whole[len(start) :]).replace(marks.thought, thought)
         body = self._write_after_opening(spoken)
-        if self.opens_thought:
+        if self._template.opens_thought:
             return f"{thought}\n{THOUGHT_END}\n\n{body}"
         if thought:
             return f"{THOUGHT_BEGIN}{thought}{THOUGHT_END}\n{body}"
@@ -215,7 +219,7 @@ class ChatCodec:
     def read_answer(self, tokens: Sequence[int]) -> Answer:
         """Read what the policy sampled."""
         text, ended = self._decode_answer(list(tokens))
-        if self.opens_thought and not text.lstrip().startswith(THOUGHT_BEGIN):
+        if self._template.opens_thought and not text.lstrip().startswith(THOUGHT_BEGIN):
             text = THOUGHT_BEGIN + text
         reasoning = ""
         closed = True
@@ -319,15 +323,9 @@ class ChatCodec:
     def _find_turn_end(self) -> str:
         """Find the special token that ends the policy's turn; ValueError if there are no turns."""
         try:
-            text = self._render_alone([*_PROBE, {"role": "assistant", "content": "answer"}])
+            end = self._special.search(self._template.find_turn_end())
         except ValueError as error:
             raise ValueError(f"model.name: {error}") from None
-        _, found, after = text.rpartition("answer")
-        if not found:
-            raise ValueError(
-                "model.name: the chat template leaves out what the policy has said before"
-            )
-        end = self._special.search(after)
         if end is None:
             return ""
         return end[1]
@@ -382,16 +380,9 @@ class ChatCodec:
         """Write calls as the template does, without what stands around the policy's words."""
         start = self._render_plainly(_PROBE)
         text = self._render_plainly([*_PROBE, _calling(calls)])
-        prompt = self._find_generation_prompt()
         written = self._without_turn_end(text[len(start) :])
-        return written.removeprefix(prompt)
-
-    def _find_generation_prompt(self) -> str:
-        before = self._render_plainly(_PROBE)
-        after = self._render_plainly(_PROBE, generation=True)
-        if not after.startswith(before):
-            return ""
-        return after[len(before) :]
+        generation_prompt = self._render_plainly(_PROBE, generation=True).removeprefix(start)
+        return written.removeprefix(generation_prompt)
 
     def _without_turn_end(self, text: str) -> str:
         if self.turn_end and self.turn_end in text:

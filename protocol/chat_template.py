@@ -80,13 +80,13 @@ class ChatTemplate:
             raise ValueError(f"{setting}: {error}") from None
 
     def find_turn_end(self) -> str:
-        """Return the text that follows an answer; "" of a template that renders none."""
+        """Return the text that follows an answer; ValueError of a template that renders none."""
         answer = {"role": "assistant", "content": PROBE}
-        try:
-            text = self.render([*self._begin("?"), answer], add_generation_prompt=False)
-        except ValueError:
-            return ""
-        return text.rpartition(PROBE)[2]
+        text = self.render([*self._begin("?"), answer], add_generation_prompt=False)
+        _, answered, after = text.rpartition(PROBE)
+        if not answered:
+            raise ValueError("the chat template leaves out what the policy has said before")
+        return after
 
     def render(
         self,

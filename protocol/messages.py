@@ -36,7 +36,7 @@ import numpy as np
 
 from protocol.chat_format import ChatFormat
 
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
@@ -293,6 +293,7 @@ class Trajectory(Message, frozen=True):
     detail: str = ""
     overflowed: bool = False  # it ended since its next prompt would not have fitted the context
     truncated: bool = False  # it ended since the environment cut it off: no turns left, say
+    rewrites: int = 0  # turns whose prompt begins anew, as the chat template rewrote what was said
 
 
 class Ack(Message, frozen=True):

@@ -5,6 +5,7 @@ Actors and demonstrations alike use it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,10 @@ class Prompter:
     def opens_thought(self) -> bool:
         """True if a response begins inside a thought, which its prompt has opened."""
         return self._template.opens_thought
+
+    def find_turn_end(self) -> str:
+        """Return the text that follows an answer; ValueError of a template that renders none."""
+        return self._template.find_turn_end()
 
     def encode_prompt(self, message: str) -> list[int]:
         """Encode one user message, up to where the assistant's answer begins."""
@@ -148,7 +153,9 @@ def load_prompter(model_dir: Path, options: ChatOptions | None = None) -> Prompt
     """
     tokenizer_json = (model_dir / "tokenizer.json").read_bytes()
     chat = read_chat_format(model_dir, options)
-    turn_end = ChatTemplate(chat).find_turn_end().lstrip()
+    turn_end = ""  # of a template that renders no answers, which single prompts do without
+    with contextlib.suppress(ValueError):
+        turn_end = ChatTemplate(chat).find_turn_end().lstrip()
     ends = _find_end_tokens(model_dir, Tokenizer.from_str(tokenizer_json.decode()), turn_end)
     return Prompter(tokenizer_json, msgspec.structs.replace(chat, end_tokens=ends))
 

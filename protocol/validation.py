@@ -85,7 +85,7 @@ def validate_trajectory(
         return f"{len(turns)} turns"
     if not _is_admitted(trajectory.key, limits, window):
         return f"episode {trajectory.key.id} is none that is being played"
-    for i, turn in enumerate(turns):
+    for i, turn in enumerate(turns, 1):
         flaw = _validate_turn(turn, limits, window.version)
         if flaw is not None:
             return f"turn {i}: {flaw}"

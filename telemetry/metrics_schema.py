@@ -83,6 +83,12 @@ METRICS: dict[str, Metric] = {
         "value",
         "Episodes that ended before the task did: these, and those out of turns",
     ),
+    "rewritten_share": Metric(
+        "share",
+        "policy",
+        "value",
+        "Episodes in which the chat template rewrote what was said (model.past_thoughts)",
+    ),
     "valid_action_rate": Metric(
         "share", "policy", "value", "Turns whose action had the right form and was possible"
     ),

@@ -48,6 +48,7 @@ def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "cut_off_share": _mean(
             [episode.overflowed or episode.truncated for episode in trajectories]
         ),
+        "rewritten_share": _mean([episode.rewrites > 0 for episode in trajectories]),
         "truncated_share": _mean([is_truncated(turn) for turn in turns]),
         "valid_action_rate": _mean([turn.valid for turn in turns]),
         **_mean_scores(trajectories),

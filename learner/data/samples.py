@@ -242,7 +242,7 @@ def _build_sample(episode: Trajectory, number: int, version: int) -> TrainingSam
     try:
         return _unpack_turn(episode.turns[number], version)
     except ValueError as error:
-        raise ValueError(f"episode {episode.key.id}, turn {number}: {error}") from None
+        raise ValueError(f"episode {episode.key.id}, turn {number + 1}: {error}") from None
 
 
 def _unpack_turn(turn: Turn, version: int) -> TrainingSample:

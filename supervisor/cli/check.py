@@ -49,7 +49,7 @@ TURN_END = "\N{END OF TEXT}"
 MOST_FLAWS = 10
 """Flaws that are printed; others mostly are these in other tasks."""
 
-MAX_PROMPT_CHARACTERS = 1 << 16
+MAX_PROMPT_LENGTH = 1 << 16
 
 
 class Task(NamedTuple):
@@ -72,7 +72,9 @@ class Findings:
     codec: ChatCodec | None = None
     """Of an environment that talks in messages."""
     longest_prompt: int = 0
-    """Characters of the longest prompt."""
+    """Length of the longest prompt."""
+    unit: str = "characters"
+    """What lengths of prompts count: tokens of a conversation with a model's own."""
     slowest_turn_s: float = 0.0
     """Seconds that the slowest start, or turn, took."""
     slowest_task: Task | None = None
@@ -95,6 +97,12 @@ class Findings:
 
 class CharacterPrompter:
     """Stands in for a tokenizer and a chat template: a character is a token."""
+
+    opens_thought = False
+
+    def find_turn_end(self) -> str:
+        """The sign at the end of a message."""
+        return TURN_END
 
     def encode_prompt(self, message: str) -> list[int]:
         """Code points of a prompt."""
@@ -131,11 +139,16 @@ class CharacterPrompter:
 
 def make_codec(config: Config, environment: Environment) -> ChatCodec:
     """Make a codec of the model's template, or of characters where it is in no directory."""
-    model_dir = Path(config.model.name)
     tools = tools_of(environment)
-    if (model_dir / "tokenizer.json").is_file():
+    if _has_tokenizer(config):
+        model_dir = Path(config.model.name)
         return build_codec(load_prompter(model_dir, config.model.chat_options()), tools)
     return ChatCodec(CharacterPrompter(), tools)
+
+
+def _has_tokenizer(config: Config) -> bool:
+    """Tell whether the model is in a directory, with its tokenizer."""
+    return (Path(config.model.name) / "tokenizer.json").is_file()
 
 
 def main(arguments: list[str]) -> int:
@@ -169,6 +182,8 @@ def check_environment(
     if is_conversation(environment):
         with environment_errors(config):
             findings.codec = make_codec(config, environment)
+        if _has_tokenizer(config):
+            findings.unit = "tokens"
     home = source_directory(environment)
     tasks = choose_tasks(environment, tasks_per_split)
     checks: list[Callable[[Config, Environment, Task, Findings], None]] = [
@@ -343,11 +358,11 @@ def _play(
     """
     prompter = CharacterPrompter()
     encode = prompter.encode_prompt
-    stage: Stage | ConversationStage = Stage(environment, prompter, MAX_PROMPT_CHARACTERS)
+    stage: Stage | ConversationStage = Stage(environment, prompter, MAX_PROMPT_LENGTH)
     if is_conversation(environment):
         assert findings.codec is not None
         encode = findings.codec.encode_words
-        stage = ConversationStage(environment, findings.codec, MAX_PROMPT_CHARACTERS)
+        stage = ConversationStage(environment, findings.codec, MAX_PROMPT_LENGTH)
     turns: list[StepOutcome] = []
     try:
         with findings.time_turn(task):
@@ -370,7 +385,7 @@ def _play(
             task,
         )
     elif not turns or not turns[-1].done:
-        findings.add_flaw(f"a prompt has more than {MAX_PROMPT_CHARACTERS:,} characters", task)
+        findings.add_flaw(f"a prompt has more than {MAX_PROMPT_LENGTH:,} {findings.unit}", task)
     return turns
 
 
@@ -383,7 +398,7 @@ def describe_findings(
         f"{short_name(config.env.name)}: {sizes['train']:,} tasks to train on, "
         f"{sizes['held_out']:,} held out; at most {environment.max_turns} turns"
     )
-    yield f"prompts: {findings.longest_prompt:,} characters at most"
+    yield f"prompts: {findings.longest_prompt:,} {findings.unit} at most"
     yield from _describe_expert(config, findings)
     if not findings.flaws:
         yield "nothing is wrong with it"

@@ -16,6 +16,7 @@ from envs.conversation import Message, ToolCall, describe_message, tools_of
 from envs.play import make_expert
 from protocol.arrays import INT32, pack
 from protocol.chat_codec import ChatCodec
+from protocol.tool_calls import to_json
 from supervisor.job import environment_errors
 
 Respond = Callable[[list[int]], list[int] | None]
@@ -102,7 +103,8 @@ def read_line(line: str) -> Message:
 
 def _print_tools(environment: Environment, console: Console) -> None:
     for tool in tools_of(environment):
-        console.print(f"tool: {json.dumps(tool['function'])}", style="dim", markup=False)
+        text = f"tool: {to_json(tool['function'])}"
+        console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_messages(

@@ -31,7 +31,7 @@ from protocol.messages import ControlEvent, Response, StopReason, Trajectory
 from protocol.prompting import load_prompter
 from supervisor.job import build_environment
 from supervisor.recording import EPISODES_DIR, read_episodes, recorded_job
-from telemetry.html.episode_view import describe_outcome
+from telemetry.html.episode_view import describe_outcome, list_prompts
 
 FILTERS = ("--unsolved", "--cut")
 """Flags of the list of episodes."""
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
         metavar="EPISODE",
         help="its name in that list, such as t3.1",
     )
-    parser.add_argument("--turn", type=int, metavar="N", help="one turn (from 0), token by token")
+    parser.add_argument("--turn", type=int, metavar="N", help="one turn (from 1), token by token")
     parser.add_argument("--unsolved", action="store_true", help="list only episodes not solved")
     parser.add_argument("--cut", action="store_true", help="list only those with a thought cut")
     names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
@@ -103,6 +103,10 @@ class Recording:
             environment,
             self.config.control,
         )
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of tokens, with the special ones, which tell who speaks."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=False)
 
     def episodes(self) -> Iterator[Trajectory]:
         """The episodes in the order in which they ended."""
@@ -149,7 +153,7 @@ class Recording:
 def replay_episode(
     run_dir: Path, name: str, turn: int | None, overrides: dict[str, str], console: Console
 ) -> None:
-    """Print an episode turn by turn, or one turn of it (`turn`, from 0) token by token.
+    """Print an episode turn by turn, or one turn of it (`turn`, from 1) token by token.
 
     Raises ConfigError for a run, an episode or a turn that does not exist.
     """
@@ -160,10 +164,8 @@ def replay_episode(
             f"replay: {run_dir} has no episode {name}; `{this_command()} replay {run_dir}` "
             "lists them"
         )
-    if turn is not None and not 0 <= turn < len(episode.turns):
-        raise ConfigError(
-            f"replay: episode {name} has turns 0 to {len(episode.turns) - 1}, not {turn}"
-        )
+    if turn is not None and not 1 <= turn <= len(episode.turns):
+        raise ConfigError(f"replay: episode {name} has turns 1 to {len(episode.turns)}, not {turn}")
     console.print(
         f"[bold]{name}[/]  {_escape(describe_outcome(episode))}, {len(episode.turns)} turns: "
         f"{_escape(episode.task)}",
@@ -312,14 +314,15 @@ def _print_episode(
     recording: Recording, episode: Trajectory, only_turn: int | None, console: Console
 ) -> None:
     score_before: float | None = None
-    for number, turn in enumerate(episode.turns):
+    prompts = list_prompts(episode)
+    for number, (turn, (shown, prompt)) in enumerate(zip(episode.turns, prompts, strict=True), 1):
         if only_turn is None or only_turn == number:
-            prompt = recording.tokenizer.decode(unpack(turn.prompt, INT32).tolist())
-            console.print(f"\n[bold]turn {number}[/], what the agent was shown:", highlight=False)
-            console.print(f"[dim]{_escape(prompt.strip())}[/]", highlight=False)
+            console.print(f"\n[bold]turn {number}[/], {shown}:", highlight=False)
+            text = recording.decode(prompt).strip()
+            console.print(f"[dim]{_escape(text)}[/]", highlight=False)
             for response in (*turn.rejected, turn.kept):
                 mark = " (rejected)" * (response is not turn.kept)
-                text = _escape(recording.tokenizer.decode(_token_ids(response)))
+                text = _escape(recording.decode(_token_ids(response)))
                 console.print(f"[bold]its response{mark}:[/] {text}", highlight=False)
                 replayed = recording.replay(response)
                 for line in explain_response(response, replayed, score_before, recording):

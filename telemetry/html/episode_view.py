@@ -82,7 +82,8 @@ class AttemptView:
 class TurnView:
     """One turn: the rejected attempts, then the kept one."""
 
-    number: int
+    number: int  # from 1
+    shown: str  # what the prompt is: the whole, or what is new in it
     prompt: str
     action: str
     valid: bool
@@ -119,16 +120,19 @@ def build_episode_view(
     another policy, if it was asked.
     """
     gammas = turn_gammas(episode.turns)
+    prompts = list_prompts(episode)
     turns = []
     for number, (turn, gamma) in enumerate(zip(episode.turns, gammas, strict=True)):
+        shown, prompt = prompts[number]
         advantage = advantages[number] if advantages else None
         other_log_probs = log_probs[number] if log_probs else ()
         attempts = [_build_attempt(attempt, False, decode) for attempt in turn.rejected]
         attempts.append(_build_attempt(turn.kept, True, decode, other_log_probs))
         turns.append(
             TurnView(
-                number,
-                decode(unpack(turn.prompt, INT32).tolist()),
+                number + 1,
+                shown,
+                decode(prompt),
                 turn.action,
                 turn.valid,
                 turn.reward,
@@ -138,6 +142,26 @@ def build_episode_view(
             )
         )
     return EpisodeView(episode.key.id, episode.task, describe_outcome(episode), turns)
+
+
+def list_prompts(episode: Trajectory) -> list[tuple[str, list[int]]]:
+    """List what each turn's prompt is, in words, and its tokens.
+
+    They are those that are new where the prompt goes on where the turn before ended.
+    """
+    prompts = []
+    before: bytes | None = None
+    for turn in episode.turns:
+        shown = "what the agent was shown"
+        tokens = turn.prompt
+        if before is not None and tokens.startswith(before):
+            shown = "what the agent was shown since"
+            tokens = tokens[len(before) :]
+        elif before is not None and episode.rewrites:
+            shown = "what the agent was shown, the past as the chat template rewrote it"
+        prompts.append((shown, unpack(tokens, INT32).tolist()))
+        before = turn.prompt + turn.kept.tokens
+    return prompts
 
 
 def describe_outcome(episode: Trajectory) -> str:

@@ -156,7 +156,7 @@ def test_a_recipe_brings_its_thresholds_and_its_score(acting_run: Job, acting_di
 
 
 def test_a_turn_is_shown_token_by_token(acting_run: Job, acting_dir: Path) -> None:
-    text = printed(acting_run, find_cut_episode(acting_dir).key.id, turn=0)
+    text = printed(acting_run, find_cut_episode(acting_dir).key.id, turn=1)
     assert "<- cut" in text and "forced" in text and "entropy" in text
 
 
@@ -179,7 +179,7 @@ def test_replay_episode_shows_what_the_agent_was_shown_in_each_turn(
     episode = find_cut_episode(acting_dir)
     lines = printed(acting_run, episode.key.id).splitlines()
     assert sum(line.endswith("what the agent was shown:") for line in lines) == len(episode.turns)
-    shown = Recording(Path(acting_run.run_dir), {}).tokenizer.decode(
+    shown = Recording(Path(acting_run.run_dir), {}).decode(
         unpack(episode.turns[-1].prompt, INT32).tolist()
     )
     assert set(shown.strip().splitlines()) <= set(lines)
@@ -249,7 +249,8 @@ def test_replay_lists_only_the_episodes_that_are_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("episode", "turn", "said"), [("t999.0", None, "lists them"), ("first", 99, "turns 0 to")]
+    ("episode", "turn", "said"),
+    [("t999.0", None, "lists them"), ("first", 99, "turns 1 to"), ("first", 0, "turns 1 to")],
 )
 def test_what_does_not_exist_is_named(
     acting_run: Job, acting_dir: Path, episode: str, turn: int | None, said: str

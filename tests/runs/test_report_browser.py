@@ -140,7 +140,9 @@ async def test_episodes_are_filtered_by_words_outcome_and_decisions(tmp_path: Pa
 
 
 def turn_with(attempt: AttemptView) -> TurnView:
-    return TurnView(0, "what is seen", "look", True, 0.0, None, None, [attempt])
+    return TurnView(
+        1, "what the agent was shown", "what is seen", "look", True, 0.0, None, None, [attempt]
+    )
 
 
 @pytest.mark.parametrize("width", [1400, 390])

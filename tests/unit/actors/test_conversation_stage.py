@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.conversation_stage import ConversationStage
+from actors.episode import EpisodePlayer
 from envs.conversation import Message, Reply, ToolCall
 from envs.play import play_expert_episode
+from envs.registry import Environments
 from envs.user_errors import UserCodeError
+from learner.data.rollout_metrics import rollout_metrics
 from protocol.arrays import INT32, pack
 from protocol.chat_codec import ChatCodec
+from protocol.messages import TurnRequest, TurnResult
 from tests.fixtures.conversations import texts
+from tests.fixtures.episodes import LEASE
+from tests.fixtures.messages import make_response, make_turn_result
 from tests.fixtures.templates import PLAIN, make_chat_prompter
 from tests.fixtures.tool_environment import load_prices, prices_with_expert
 
@@ -86,6 +93,33 @@ def test_any_responses_end_the_episode_in_time(responses: list[str]) -> None:
     assert outcomes[-1].done
     assert outcomes[-1].truncated == bool(stage.messages[-1].tool_calls)
     assert len(outcomes) <= PRICES.max_turns
+
+
+@pytest.mark.parametrize(
+    ("past_thoughts", "rewrites"), [("template", 2), ("keep", 0)], ids=["template", "keep"]
+)
+async def test_episode_counts_prompts_that_the_template_rewrote(
+    past_thoughts: str, rewrites: int
+) -> None:
+    """A template that shows no thoughts begins a prompt anew after each of them."""
+    prompter = make_chat_prompter(PLAIN, past_thoughts=past_thoughts)
+    answers = itertools.chain([f"<think>I ask.</think>{CALL}"] * 2, ["1<|im_end|>"])
+
+    async def take_turn(request: TurnRequest) -> TurnResult:
+        tokens = prompter.encode([next(answers)])[0]
+        return make_turn_result(request, make_response(len(tokens), tokens=pack(tokens, INT32)))
+
+    player = EpisodePlayer(
+        Environments(PRICES),
+        prompter,
+        take_turn,
+        step_timeout=60.0,
+        max_prompt_tokens=4000,
+        anchor_texts=False,
+    )
+    trajectory = await player.play(LEASE)
+    assert (len(trajectory.turns), trajectory.rewrites) == (3, rewrites)
+    assert rollout_metrics([trajectory])["rewritten_share"] == (rewrites > 0)
 
 
 def test_reply_can_call_a_readable_answer_invalid() -> None:

@@ -131,8 +131,8 @@ async def test_without_a_token_it_answers_to_this_machines_names_alone(tmp_path:
 @pytest.mark.parametrize(
     ("turn_id", "name"),
     [
-        ("t24.6.0.5.0.0.6c08fb72", "t24.6, turn 5"),
-        ("e0.12.1.3.2.0.aa.cut", "e0.12, turn 3"),
+        ("t24.6.0.5.0.0.6c08fb72", "t24.6, turn 6"),
+        ("e0.12.1.3.2.0.aa.cut", "e0.12, turn 4"),
         ("x", "x"),
     ],
 )

@@ -11,6 +11,7 @@ from config import ConfigError
 from config.resolve import resolve, to_toml
 from envs import registry
 from tests.fixtures.example_environment import guide_code
+from tests.fixtures.tool_environment import tool_code
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
@@ -127,6 +128,15 @@ def test_name_of_what_is_no_environment_calls_nothing(name: str, tmp_path: Path)
 
 def test_settings_reach_the_environment():
     assert registry.make_environment("alfworld", scene_size="real").max_turns == 50
+
+
+def test_make_environment_limits_turns_of_a_conversation_by_itself(tmp_path: Path) -> None:
+    file = tmp_path / "prices.py"
+    file.write_text(tool_code())
+    assert registry.make_environment(str(file)).max_turns == 5
+    assert registry.make_environment(str(file), max_turns=60).max_turns == 60
+    with pytest.raises(ValueError, match=r"^env\.history: .* talks in messages"):
+        registry.make_environment(str(file), history=3)
 
 
 def test_an_unknown_setting_is_an_error():

@@ -18,7 +18,7 @@ from protocol.messages import SCHEMA_VERSION
 RECORDED = (*typing.get_args(AnyMessage), TrainingState, Calibration, RuleSpec)
 """Messages, and what checkpoints and requests to engines hold; episodes are a message."""
 
-SHAPE = (8, "89fa229680001e7f")
+SHAPE = (9, "9d3de9fc995754d6")
 """The version of the messages, and the digest of all shapes that it has."""
 
 

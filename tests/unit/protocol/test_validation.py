@@ -97,7 +97,7 @@ def test_what_actors_send_passes(sound: Trajectory) -> None:
         (trajectory(key=EpisodeKey(1, 8, True)), "none that is being played"),
         (trajectory(turns=[]), "0 turns"),
         (trajectory(turns=[turn()] * (MAX_TURNS + 1)), "10001 turns"),
-        (trajectory(turns=[turn(), turn(reward=nan)]), "turn 1: a reward of nan"),
+        (trajectory(turns=[turn(), turn(reward=nan)]), "turn 2: a reward of nan"),
         (trajectory(turns=[turn(reward=-inf)]), "a reward of -inf"),
         (trajectory(turns=[turn(reward=1e300)]), "a reward of"),
         (trajectory(scores={"raw": nan}), "score raw is nan"),

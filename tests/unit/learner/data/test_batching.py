@@ -146,7 +146,7 @@ def test_log_prob_that_is_not_finite_is_not_trained_on():
 @pytest.mark.parametrize("changes", [{"mask": b"\1"}, {"spans": []}, {"spans": [Span(0, 1, 0)]}])
 def test_turn_that_does_not_fit_together_is_named(changes):
     group = replace_turn(random_group(np.random.default_rng(0), VOCABULARY), **changes)
-    with pytest.raises(ValueError, match=r"episode t0\.0, turn 0"):
+    with pytest.raises(ValueError, match=r"episode t0\.0, turn 1"):
         build_samples([group], 0, LearnerSection())
 
 
