@@ -36,6 +36,7 @@ from supervisor.cli.report import (
 from supervisor.recording import EPISODES_DIR, read_episodes
 from telemetry.html.report import render_live_charts, render_report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
+from telemetry.work_clock import WorkClock
 
 SIZE = Size(turns=18, prompt=89, response=20)
 EVERY = 20
@@ -68,7 +69,7 @@ def main() -> None:
 
 def measured(run: Path, updates: int, episodes: int) -> dict[str, float]:
     """Seconds of each part; the run is made in the directory."""
-    quiet = Console(quiet=True)
+    quiet = WorkClock("reading", Console(quiet=True))
     (run / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines(updates)))
     write(run / EPISODES_DIR, episodes)
     records, index = timed(lambda: Records(run / EPISODES_DIR))

@@ -16,6 +16,7 @@ from learner.checkpoint_damage import newest_undamaged, numbered_checkpoints
 from supervisor.machine_checks import check_cache
 from supervisor.process import our_environment, python_module
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
+from telemetry.work_clock import show_work
 
 CHECKPOINT_SEPARATOR = "@"
 BEST = "best"
@@ -125,7 +126,8 @@ def _convert_smollm2(config: Config, console: Console) -> Path:
         f"converting SmolLM2-135M-Instruct into {directory}, once (half a minute)", highlight=False
     )
     command = python_module(["learner.warm_start.smollm2", str(directory)])
-    result = subprocess.run(command, env=our_environment(), capture_output=True, text=True)
+    with show_work("converting"):
+        result = subprocess.run(command, env=our_environment(), capture_output=True, text=True)
     if result.returncode:
         raise ConfigError(f"model.name: smollm2 could not be converted:\n{result.stderr[-2000:]}")
     return directory

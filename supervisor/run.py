@@ -35,7 +35,7 @@ from telemetry.probes.clocks import LoopLag
 from telemetry.probes.waits import OwnWaits
 from telemetry.progress import Progress
 from telemetry.sinks.trackers import Tracker
-from telemetry.state import OWN_SOURCE, RunState
+from telemetry.state import BUILDING, OWN_SOURCE, RunState
 from telemetry.summary import summarize_run, write_summary
 
 TICK_S = 0.25
@@ -44,8 +44,6 @@ TICK_S = 0.25
 MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
 """The run ends with the process that would be restarted once more within this time."""
-
-BUILDING = "building the policy"
 
 PHASES_WITH_WEIGHTS = frozenset({"evaluating", "training"})
 """Phases of the learner in which the engines have got weights from it."""

@@ -29,7 +29,7 @@ from learner.warm_start.build import build_policy
 from learner.warm_start.demonstrations import NoDemonstrations
 from protocol.codec import decode, encode
 from protocol.files import WriteError
-from protocol.messages import Hello, Welcome
+from protocol.messages import Hello, Stats, Welcome
 from protocol.prompting import Prompter
 from protocol.security import connect, load_keys
 from supervisor.interrupts import on_interrupt
@@ -38,6 +38,7 @@ from supervisor.process import RunFailed
 from supervisor.run import build_progress, receiving
 from telemetry.collector import Collector, open_collector
 from telemetry.progress import Progress
+from telemetry.state import OWN_SOURCE
 from telemetry.summary import summarize_run, write_summary
 
 USER_ERRORS = (NoDemonstrations, NothingPlayable, WriteError, ConfigError)
@@ -82,10 +83,10 @@ async def _train(job: Job, console: Console) -> dict[str, Any]:
 async def _train_and_summarize(
     job: Job, context: zmq.asyncio.Context, collector: Collector, console: Console
 ) -> dict[str, Any]:
-    build_policy(job)
-    engines = [_build_engine(job, number) for number in range(len(job.endpoints.engines))]
     interrupted = asyncio.Event()
     with build_progress(job, collector.state, console) as progress:
+        await _build_policy(job, collector, progress)
+        engines = [_build_engine(job, number) for number in range(len(job.endpoints.engines))]
         async with receiving(job, collector, context):
             await asyncio.gather(*(engine.start() for engine in engines))
             try:
@@ -108,6 +109,24 @@ async def _train_and_summarize(
     if collector.failure is not None:
         raise collector.failure
     return summary
+
+
+async def _build_policy(job: Job, collector: Collector, progress: Progress) -> None:
+    """Make the policy, if need be, in a thread of its own, and show how far it is."""
+    loop = asyncio.get_running_loop()
+
+    def report(
+        phase: str, done: float | None = None, total: float | None = None, /, **_: float
+    ) -> None:
+        values: dict[str, float | str | None] = {"phase": phase, "done": done, "of": total}
+        message = Stats(source=OWN_SOURCE, event="phase", values=values)
+        loop.call_soon_threadsafe(collector.handle, message)
+
+    building = asyncio.create_task(asyncio.to_thread(build_policy, job, report))
+    while not building.done():
+        progress.tick()
+        await asyncio.wait([building], timeout=TICK_S)
+    await building
 
 
 def _first_error(error: BaseException) -> BaseException:

@@ -33,6 +33,9 @@ LOSSES = tuple(map(str, (*FAILURES, DropReason.STALE)))
 PHASE_KEYS = ("phase", "done", "of")
 """Values of a phase's messages that are no figures of it."""
 
+BUILDING = "building the policy"
+"""Phase before the learner's first, in which the policy that it begins with is made."""
+
 MAKING_THE_POLICY = ("demonstrations", "warm start")
 """Phases of the learner before it has weights for anybody, which say when they end."""
 

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from actors.conversation_stage import ConversationStage
 from actors.stage import Stage, StepOutcome
@@ -41,6 +40,7 @@ from protocol.tool_calls import CALL_END, CALL_START, format_hermes
 from protocol.validation import MAX_TURNS
 from supervisor.job import build_environment, environment_errors
 from telemetry.analysis.intervals import wilson_interval
+from telemetry.work_clock import WorkClock, show_work
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 NONSENSE = "What is the meaning of this?"
@@ -168,14 +168,15 @@ def main(arguments: list[str]) -> int:
     config = resolve(None, parse_overrides(rest))
     environment = build_environment(config)
     console = Console()
-    findings = check_environment(config, environment, options.tasks, console)
+    with show_work("playing tasks") as work:
+        findings = check_environment(config, environment, options.tasks, work)
     for line in describe_findings(config, environment, findings):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return int(bool(findings.flaws))
 
 
 def check_environment(
-    config: Config, environment: Environment, tasks_per_split: int, console: Console
+    config: Config, environment: Environment, tasks_per_split: int, work: WorkClock
 ) -> Findings:
     """Play tasks of both splits, and note what is wrong."""
     findings = Findings()
@@ -192,7 +193,7 @@ def check_environment(
     ]
     if hasattr(environment, "expert"):
         checks += [_check_expert, _check_demonstration]
-    for task in track(tasks, "tasks", console=console, transient=True):
+    for task in work.track(tasks, "playing tasks"):
         for check in checks:
             try:
                 call_in_thread(partial(check, config, environment, task, findings))
@@ -207,6 +208,7 @@ def check_environment(
             findings.slowest_task,
         )
     if tasks and not findings.flaws:
+        work.begin("playing one in another process")
         try:
             _check_other_process(config, environment, tasks[0], findings)
         except Exception as error:

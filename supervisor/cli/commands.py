@@ -12,6 +12,7 @@ from typing import NamedTuple
 from config import ConfigError
 from config.refusals import guess
 from protocol.output import output_failure
+from telemetry.work_clock import show_work
 
 DEFAULT_COMMAND = "train"
 
@@ -70,7 +71,9 @@ def run_command(name: str, arguments: list[str]) -> int:
             f"there is no command {name!r}; there are: {', '.join(COMMANDS)}{guess(name, COMMANDS)}"
         )
     module, _, function = command.entry.partition(":")
-    status = getattr(importlib.import_module(module), function)(arguments)
+    with show_work(f"loading what `{name}` needs"):
+        main = getattr(importlib.import_module(module), function)
+    status = main(arguments)
     if status == 0 and command.prints_answer:
         return output_status()
     return status

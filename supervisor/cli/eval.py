@@ -19,7 +19,6 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from config import Config, ConfigError, Job
@@ -37,6 +36,7 @@ from supervisor.recording import EPISODES_DIR, read_episodes
 from telemetry.analysis.intervals import mean_interval
 from telemetry.analysis.repeated_trials import Trials, estimate_pass_at_k, reported_ks
 from telemetry.summary import package_versions
+from telemetry.work_clock import track
 
 EXPERT = "expert"
 RESULTS_FILE = "eval.json"
@@ -224,7 +224,7 @@ def _evaluate_expert(config: Config, output: Path | None, console: Console) -> i
     with environment_errors(config):
         episodes = [
             play_expert(environments.get(one.set.name, environment), one, config.run.seed)
-            for one in track(planned, "expert", console=console, transient=True)
+            for one in track(planned, "expert")
         ]
     results = build_results(config, EXPERT, episodes, dropped={})
     _show(results, console)

@@ -26,6 +26,7 @@ from protocol.model_json import read_model_json
 from supervisor.job import build_environment, environment_errors, first_task
 from supervisor.models import Checkpoint, find_checkpoint
 from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
+from telemetry.work_clock import show_work
 
 CARD_FILE = "README.md"
 GENERATION_FILE = "generation_config.json"
@@ -57,7 +58,8 @@ def main(arguments: list[str]) -> int:
     checkpoint = find_checkpoint(options.run)
     if checkpoint is None:
         raise ConfigError(f"export: {options.run} is no run, and no checkpoint of one")
-    export(checkpoint, options.dir, options.evaluation)
+    with show_work(f"writing {options.dir}"):
+        export(checkpoint, options.dir, options.evaluation)
     directory = shlex.quote(str(options.dir))
     Console().print(
         f"wrote {options.dir}: update {checkpoint.update} of {checkpoint.run_dir}\n"

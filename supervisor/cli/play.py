@@ -35,6 +35,7 @@ from supervisor.cli.play_conversation import (
 )
 from supervisor.job import build_environment, environment_errors
 from supervisor.models import Checkpoint, find_checkpoint
+from telemetry.work_clock import show_work
 
 if TYPE_CHECKING:
     from learner.model.local_generation import LocalGenerator
@@ -209,15 +210,16 @@ def _load_generator(config: Config, watch: str) -> LocalGenerator:
             f"--watch: {watch} is neither 'expert', nor a run, nor the directory of a checkpoint "
             "(it has no config.json)"
         )
-    from learner.model.local_generation import LocalGenerator  # torch takes seconds to load
+    with show_work(f"loading {directory}"):
+        from learner.model.local_generation import LocalGenerator  # torch takes seconds to load
 
-    return LocalGenerator(
-        directory,
-        config.decoding(evaluation=True),
-        config.sampling.max_tokens,
-        config.run.seed,
-        _chat_options(config, checkpoint),
-    )
+        return LocalGenerator(
+            directory,
+            config.decoding(evaluation=True),
+            config.sampling.max_tokens,
+            config.run.seed,
+            _chat_options(config, checkpoint),
+        )
 
 
 def _chat_options(config: Config, checkpoint: Checkpoint | None) -> ChatOptions:

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Job
@@ -33,6 +32,7 @@ from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 from telemetry.sinks.starts_file import read_starts
 from telemetry.sinks.status_file import read_status
 from telemetry.summary import read_summary
+from telemetry.work_clock import WorkClock, show_work
 
 EPISODES_SHOWN = 6
 """Episodes of a run that are shown, if none is named."""
@@ -64,14 +64,15 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     console = Console()
     names = [name.strip() for name in options.episodes.split(",") if name.strip()]
-    output = write_report(options.runs, options.output, names, console)
+    with show_work("reading") as work:
+        output = write_report(options.runs, options.output, names, work)
     page = output.resolve().as_uri()
     console.print(f"wrote {output}\nopen  {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
 def write_report(
-    run_dirs: Sequence[Path], output: Path | None, episode_names: Sequence[str], console: Console
+    run_dirs: Sequence[Path], output: Path | None, episode_names: Sequence[str], work: WorkClock
 ) -> Path:
     """Write the report of runs, by default as report.html in the first of them; returns its path.
 
@@ -82,7 +83,7 @@ def write_report(
     _check_place(output)
     names = short_names(run_dirs)
     runs = [
-        read_run(path, name, episode_names, console)
+        read_run(path, name, episode_names, work)
         for path, name in zip(run_dirs, names, strict=True)
     ]
     shown = {view.id for run in runs for view in run.episodes}
@@ -92,6 +93,7 @@ def write_report(
                 f"report: there is no episode {name}; `{this_command()} replay {run_dirs[0]}` "
                 "lists them"
             )
+    work.begin("drawing the page")
     atomic_write(output, render_report(runs), "--output")
     return output
 
@@ -116,7 +118,7 @@ def short_names(run_dirs: Sequence[Path]) -> list[str]:
     raise ConfigError("report: a run is named twice")
 
 
-def read_run(run_dir: Path, name: str, episode_names: Sequence[str], console: Console) -> RunData:
+def read_run(run_dir: Path, name: str, episode_names: Sequence[str], work: WorkClock) -> RunData:
     """Read all that is shown of a run.
 
     One that was not finished, or has no episodes, is shown as far as it goes.
@@ -133,14 +135,14 @@ def read_run(run_dir: Path, name: str, episode_names: Sequence[str], console: Co
     if log.is_dir():
         records = Records(log)
     with pause_garbage_collection():
-        episodes = dict(sample_episodes(records, log, episode_names, name, console))
+        episodes = dict(sample_episodes(records, log, episode_names, name, work))
     cuts = [window for episode in episodes.values() for window in intervention_windows(episode)]
     return RunData(
         name,
         read_metrics(run_dir / METRICS_FILE),
         values_of(config),
         cuts,
-        list(build_views(run_dir, records, episodes, episode_names)),
+        list(build_views(run_dir, records, episodes, episode_names, work)),
         read_summary(run_dir),
         read_status(run_dir),
         str(run_dir),
@@ -167,7 +169,7 @@ def sample_episodes(
     log: Path,
     episode_names: Sequence[str],
     run_name: str,
-    console: Console,
+    work: WorkClock,
 ) -> Iterator[tuple[int, Trajectory]]:
     """Sample EPISODES_SEARCHED episodes evenly over a log, each with the number of its record.
 
@@ -177,7 +179,7 @@ def sample_episodes(
     numbers = range(0, len(records), stride)
     if episode_names:
         numbers = range(len(records))
-    for number in track(numbers, f"episodes of {run_name}", console=console, transient=True):
+    for number in work.track(numbers, f"reading episodes of {run_name}"):
         episode = _read_episode(records, number, log)
         if episode is not None and (number % stride == 0 or episode.key.id in episode_names):
             yield number, episode
@@ -212,6 +214,7 @@ def build_views(
     records: Sequence[bytes | None],
     episodes: Mapping[int, Trajectory],
     episode_names: Sequence[str],
+    work: WorkClock,
 ) -> Iterator[EpisodeView]:
     """Build the views of named episodes, or of a few that `choose_episodes` finds worth showing.
 
@@ -227,7 +230,9 @@ def build_views(
     job = recorded_job(run_dir, "report")
     tokenizer = Tokenizer.from_file(str(Path(job.model_dir) / "tokenizer.json"))
     decode_ids = functools.partial(tokenizer.decode, skip_special_tokens=False)
+    work.begin("computing advantages")
     advantages = _compute_advantages(run_dir, job, records, episodes, chosen)
+    work.begin("asking the last checkpoint's policy about tokens")
     log_probs = _compute_log_probs(run_dir, job, chosen)
     for episode in chosen:
         yield build_episode_view(

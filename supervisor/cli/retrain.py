@@ -36,6 +36,7 @@ from supervisor.recording import EPISODES_DIR, read_episodes, recorded_job
 from telemetry.collector import Collector, open_collector
 from telemetry.progress import Progress
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
+from telemetry.work_clock import ticking
 
 CHANGEABLE = ("learner.", "run.")
 """Prefixes of the settings that may differ from those of the recorded run."""
@@ -82,8 +83,12 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     collector = open_collector(
         new_dir, min_effective_sample_size=job.config.learner.min_effective_sample_size
     )
-    with Progress(collector.state, job.config.run, console) as progress:
-        report = functools.partial(_report, collector, progress)
+    lock = threading.Lock()
+    with (
+        Progress(collector.state, job.config.run, console) as progress,
+        ticking(functools.partial(_tick, progress, lock)),
+    ):
+        report = functools.partial(_report, collector, progress, lock)
         report("phase", phase="starting")
         training = Training.begin(
             job,
@@ -107,11 +112,22 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     return new_dir
 
 
+def _tick(progress: Progress, lock: threading.Lock) -> None:
+    """Draw the progress: the clock's thread does, whatever this one computes."""
+    with lock:
+        progress.tick()
+
+
 def _report(
-    collector: Collector, progress: Progress, event: str, **values: float | str | None
+    collector: Collector,
+    progress: Progress,
+    lock: threading.Lock,
+    event: str,
+    **values: float | str | None,
 ) -> None:
-    collector.handle(Stats(source="learner", event=event, values=values))
-    progress.tick()
+    with lock:
+        collector.handle(Stats(source="learner", event=event, values=values))
+        progress.tick()
 
 
 def _train_on_recorded(

@@ -13,6 +13,7 @@ from config import ConfigError
 from protocol.files import atomic_write
 from telemetry.probes.spans import read_spans
 from telemetry.probes.trace import find_update, sum_spans, trace_events
+from telemetry.work_clock import show_work
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +31,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/trace-N.json")
     options = parser.parse_args(arguments)
     console = Console()
-    output = write_trace(options.run, options.update, options.output, console)
+    with show_work("reading spans"):
+        output = write_trace(options.run, options.update, options.output, console)
     console.print(f"wrote {output}", highlight=False, soft_wrap=True)
     return 0
 

@@ -20,6 +20,7 @@ from supervisor.cli.commands import output_status
 from supervisor.machine_checks import describe_machine, explain_weights_place
 from supervisor.resume import check_model_of, resolve_resumed
 from telemetry.sinks.starts_file import describe_start, read_starts, record_start
+from telemetry.work_clock import show_work
 
 FAILED = 1
 INTERRUPTED = 130
@@ -211,10 +212,11 @@ def run_to_end(job: Job, serial: bool, console: Console) -> tuple[int, dict[str,
     from supervisor.job import clean_up
     from supervisor.process import RunFailed
 
-    if serial:
-        from supervisor.serial import train_serially as train
-    else:
-        from supervisor.run import train
+    with show_work("loading what a run needs"):
+        if serial:
+            from supervisor.serial import train_serially as train
+        else:
+            from supervisor.run import train
 
     try:
         summary = asyncio.run(train(job, console))

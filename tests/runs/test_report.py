@@ -22,6 +22,7 @@ from telemetry.html.episode_view import (
 )
 from telemetry.html.report import AROUND, RunData, render_report
 from telemetry.sinks.metrics_file import read_metrics
+from telemetry.work_clock import WorkClock
 from tests.fixtures.runs import find_cut_episode
 
 SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
@@ -187,7 +188,8 @@ def test_of_a_long_log_no_more_episodes_are_read_than_are_looked_at(acting_dir: 
         encode(episode) if number % every == 0 else b"no episode"
         for number in range(every * EPISODES_SEARCHED - 1)
     ]
-    found = list(sample_episodes(records, acting_dir, (), "long", Console(quiet=True)))
+    work = WorkClock("reading", Console(quiet=True))
+    found = list(sample_episodes(records, acting_dir, (), "long", work))
     assert [number for number, _ in found] == list(range(0, len(records), every)) and len(
         found
     ) == EPISODES_SEARCHED
