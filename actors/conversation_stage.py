@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from hashlib import blake2b
 from typing import Any, cast
 
@@ -17,17 +18,17 @@ from actors.stage import (
     require_scores,
 )
 from envs.conversation import (
-    ROLES,
     Conversation,
     ConversationEnvironment,
     Message,
     ToolCall,
     describe_message,
     number_calls,
-    to_chat_message,
+    to_chat_messages,
 )
+from envs.conversation_checks import check_answer, check_opening, check_reply
 from envs.play import close_episode, start_conversation
-from envs.user_errors import MAX_TEXT, UserCodeError, describe_value, require_text
+from envs.user_errors import MAX_TEXT, require_text
 from protocol.arrays import INT32, unpack
 from protocol.chat_codec import Answer, ChatCodec
 from protocol.conversation import Transcript
@@ -60,11 +61,10 @@ class ConversationStage:
         self._episode = episode
         task = require_text("task", episode.task)
         task_type = require_text("task_type", episode.task_type, MAX_NAME)
-        messages = check_messages("messages", episode.messages)
-        self.messages += messages
+        self.messages = check_opening(episode.messages)
         prompt = None
-        if self._fits(messages):
-            prompt = self._limit(self._transcript.open(list(map(to_chat_message, messages))))
+        if self._fits(self.messages):
+            prompt = self._limit(self._transcript.open(to_chat_messages(self.messages)))
         return EpisodeOpening(task, task_type, prompt)
 
     def step(self, tokens: bytes) -> StepOutcome:
@@ -73,6 +73,7 @@ class ConversationStage:
         anchor = self._state_key(episode)
         answer, _ = self._transcript.read(unpack(tokens, INT32).tolist())
         message = _build_message(answer)
+        action = require_text("the policy's answer", describe_message(message))
         self.messages.append(message)
         self._turns += 1
         reply = episode.reply(message)
@@ -87,7 +88,7 @@ class ConversationStage:
         truncated = require_flag("truncated", read_attribute("reply()", reply, "truncated"))
         return StepOutcome(
             anchor=anchor,
-            action=require_text("the policy's answer", describe_message(message)),
+            action=action,
             valid=valid and answer.well_formed,
             reward=require_reward(read_attribute("reply()", reply, "reward")),
             done=done or cut_off,
@@ -101,7 +102,8 @@ class ConversationStage:
     def encode_answer(self, message: Message) -> list[int]:
         """Encode what a policy has to say for this message, by whoever takes its place."""
         calls = sum(len(said.tool_calls) for said in self.messages)
-        return self.codec.encode_answer(to_chat_message(number_calls(message, calls)))
+        numbered = number_calls(check_answer(message), calls)
+        return self.codec.encode_answer(*to_chat_messages([numbered]))
 
     def close(self) -> None:
         """Have the episode close what it holds open, if it has started."""
@@ -112,13 +114,11 @@ class ConversationStage:
 
     def _extend(self, message: Message, following: object) -> list[int] | None:
         """Go on with the environment's messages; None if the prompt has too many tokens."""
-        messages = check_messages("reply().messages", following, message)
+        messages = check_reply(following, message)
         self.messages += messages
         if not self._fits(messages):
             return None
-        names = {call.id: call.name for call in message.tool_calls}
-        chat_messages = [to_chat_message(said, names) for said in messages]
-        return self._limit(self._transcript.extend(chat_messages))
+        return self._limit(self._transcript.extend(to_chat_messages(messages, [message])))
 
     def _fits(self, messages: Sequence[Message]) -> bool:
         """Tell whether messages may fit: those that are far too long are not made into tokens."""
@@ -141,61 +141,9 @@ class ConversationStage:
         return text
 
 
-def check_messages(name: str, messages: object, answered: Message | None = None) -> list[Message]:
-    """Return what an environment says, if it can be said; UserCodeError for other things.
-
-    `answered` is the policy's message that they follow; None for the first ones. A result of a tool
-    gets the id of the call that it answers, where there is one call.
-    """
-    if not isinstance(messages, list | tuple):
-        raise UserCodeError(
-            f"the environment gave {describe_value(messages)} as {name}, where a list of messages "
-            "belongs"
-        )
-    if not messages:
-        raise UserCodeError(
-            f"the environment gave no messages as {name}: the policy has nothing to answer; give "
-            "one, or say done=True"
-        )
-    checked = [_check_message(f"{name}[{i}]", said, answered) for i, said in enumerate(messages)]
-    if checked[-1].role == "assistant":
-        raise UserCodeError(
-            f"the last of {name} is the assistant's, and what it says next is the policy's own; "
-            "end with a message of user or tool"
-        )
-    return checked
-
-
-def _check_message(name: str, message: Any, answered: Message | None) -> Message:
-    role = read_attribute(name, message, "role")
-    if role not in ROLES:
-        raise UserCodeError(
-            f"the environment gave {describe_value(role)} as {name}.role, which is one of "
-            f"{', '.join(ROLES)}"
-        )
-    require_text(f"{name}.content", read_attribute(name, message, "content"), None)
-    if answered is None:
-        return message
-    if role == "assistant":
-        raise UserCodeError(
-            f"{name} is the assistant's: what was said before cannot be said otherwise, and what "
-            "it says next is the policy's own"
-        )
-    if role != "tool":
-        return message
-    ids = [call.id for call in answered.tool_calls]
-    call_id = read_attribute(name, message, "tool_call_id")
-    if not call_id and len(ids) == 1:
-        return Message("tool", message.content, tool_call_id=ids[0])
-    if call_id not in ids:
-        raise UserCodeError(
-            f"{name}.tool_call_id is {describe_value(call_id)}, and the policy's calls have "
-            f"{', '.join(ids) or 'none: it called no tool'}"
-        )
-    return message
-
-
 def _build_message(answer: Answer) -> Message:
-    """Build the message that the environment gets for the policy's answer."""
-    calls = [ToolCall(call.name, call.arguments, call.id, call.error) for call in answer.calls]
+    """Build the message that the environment gets, which may do to it what it likes."""
+    calls = [
+        ToolCall(call.name, deepcopy(call.arguments), call.id, call.error) for call in answer.calls
+    ]
     return Message("assistant", answer.content, answer.reasoning, tuple(calls))

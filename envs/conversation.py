@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol
 
 from envs.base import EnvironmentFailure, Split
+from envs.user_errors import to_printable
 
 Role = Literal["system", "user", "assistant", "tool"]
 
 ROLES = ("system", "user", "assistant", "tool")
+
+_TOOL_NAME = re.compile(r"[\w./-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +144,14 @@ def is_conversation(environment: object) -> bool:
     return hasattr(environment, "tools") and not hasattr(environment, "prompt")
 
 
+def find_flaw(environment: object) -> str:
+    """Say what is wrong with the parts of an environment that talks in messages; "" if nothing."""
+    max_turns = getattr(environment, "max_turns", None)
+    if not isinstance(max_turns, int) or max_turns < 1:
+        return f"max_turns: a whole number of at least 1 belongs there, not {max_turns!r:.100}"
+    return find_tool_flaw(tools_of(environment))
+
+
 def tools_of(environment: object) -> Sequence[Mapping[str, Any]]:
     """Return the tools of an environment that talks in messages; none of another one."""
     return getattr(environment, "tools", ())
@@ -167,12 +179,16 @@ def _answer_call(call: ToolCall, functions: Mapping[str, Callable[..., object]])
         inspect.signature(function).bind(**call.arguments)
     except TypeError as error:
         return f"error: {call.name}: {error}"
+    except ValueError:  # written in C, which says nothing of its arguments
+        pass
     try:
-        return str(function(**call.arguments))
+        text = str(function(**call.arguments))
+        text.encode()
     except EnvironmentFailure:
         raise
     except Exception as error:
-        return f"error: {error}"
+        return f"error: {type(error).__name__}: {to_printable(str(error))}"
+    return text
 
 
 def find_tool_flaw(tools: object) -> str:
@@ -199,25 +215,56 @@ def _find_schema_flaw(tool: object) -> str:
     function = tool["function"]
     if tool.get("type") != "function":
         return f'its type has to be "function", in {form}'
-    if not isinstance(function.get("name"), str) or not function["name"]:
+    name = function.get("name")
+    if not isinstance(name, str) or not name:
         return f"it has no name, in {form}"
+    if not _TOOL_NAME.fullmatch(name):
+        return f"its name {name!r:.100} is not of 1 to 64 letters, digits, '_', '-', '.' or '/'"
+    if not isinstance(function.get("description", ""), str):
+        return "its description is no text"
+    return _find_parameters_flaw(function) or find_json_flaw(tool)
+
+
+def _find_parameters_flaw(function: Mapping[str, Any]) -> str:
     parameters = function.get("parameters", {"type": "object", "properties": {}})
     if not isinstance(parameters, Mapping) or parameters.get("type") != "object":
         return 'its parameters are no JSON schema of type "object"'
-    if not isinstance(parameters.get("properties", {}), Mapping):
+    properties = parameters.get("properties", {})
+    if not isinstance(properties, Mapping) or not all(
+        isinstance(name, str) and isinstance(schema, Mapping | bool)
+        for name, schema in properties.items()
+    ):
         return "the properties of its parameters do not map names to schemas"
+    required = parameters.get("required", [])
+    if not isinstance(required, list | tuple) or not all(
+        isinstance(name, str) for name in required
+    ):
+        return "what its parameters have as required is no list of names"
+    return ""
+
+
+def find_json_flaw(value: object) -> str:
+    """Say why a value cannot be said in JSON; "" if it can."""
     try:
-        json.dumps(tool).encode()
-    except (TypeError, ValueError) as error:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         return f"it is no JSON: {error}"
     return ""
 
 
-def to_chat_message(message: Message, names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Make a message in OpenAI's form, as chat templates take it.
+def to_chat_messages(
+    messages: Sequence[Message], before: Sequence[Message] = ()
+) -> list[dict[str, Any]]:
+    """Make messages in OpenAI's form, as chat templates take them.
 
-    `names` has the tool of each call by its id, for messages that answer one.
+    `before` are those before them, whose calls they may answer.
     """
+    names = {call.id: call.name for said in (*before, *messages) for call in said.tool_calls}
+    return [_to_chat_message(message, names) for message in messages]
+
+
+def _to_chat_message(message: Message, names: Mapping[str, str]) -> dict[str, Any]:
+    """Make one message; `names` has the tool of each call by its id."""
     chat_message: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning:
         chat_message["reasoning_content"] = message.reasoning
@@ -232,7 +279,7 @@ def to_chat_message(message: Message, names: Mapping[str, str] | None = None) ->
         ]
     if message.role == "tool":
         chat_message["tool_call_id"] = message.tool_call_id
-        chat_message["name"] = (names or {}).get(message.tool_call_id, "")
+        chat_message["name"] = names.get(message.tool_call_id, "")
     return chat_message
 
 

@@ -19,6 +19,7 @@ from envs.conversation import (
     is_conversation,
     number_calls,
 )
+from envs.conversation_checks import check_answer, check_opening, check_reply
 from envs.user_errors import require_text
 from envs.view import AgentView
 
@@ -200,16 +201,17 @@ class _ConversationPlayer(_Player):
     ) -> ExpertEpisode:
         """Play an episode that has just been started, until it is over or cut off."""
         expert = make_expert(self.environment, episode, self.rng)
-        said = list(episode.messages)
+        said = check_opening(episode.messages)
         new = tuple(said)
         turns: list[ConversationTurn] = []
-        calls = 0
+        calls = sum(len(message.tool_calls) for message in said)
         reward = 0.0
         success = False
         for _ in range(min(max_turns, self.environment.max_turns)):
             on_turn()
             taught = not self._draw(self.error_rate)
-            answer = number_calls(self._choose(expert, said, taught), calls)
+            answer = check_answer(self._choose(expert, list(said), taught))
+            answer = number_calls(answer, calls)
             calls += len(answer.tool_calls)
             turns.append(ConversationTurn(new, answer, taught))
             reply = episode.reply(answer)
@@ -217,7 +219,7 @@ class _ConversationPlayer(_Player):
             if reply.done:
                 success = reply.success
                 break
-            new = tuple(reply.messages)
+            new = tuple(check_reply(reply.messages, answer))
             said += [answer, *new]
         return ExpertEpisode(
             task=episode.task,
@@ -242,6 +244,6 @@ class _ConversationPlayer(_Player):
         index = self.rng.randrange(self.environment.size(self.split))
         other = start_conversation(self.environment, self.split, index, 0)
         try:
-            return make_expert(self.environment, other, self.rng).act(list(other.messages))
+            return make_expert(self.environment, other, self.rng).act(check_opening(other.messages))
         finally:
             close_episode(other)

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple, TypeGuard
 import msgspec
 
 from envs.base import Environment
-from envs.conversation import find_tool_flaw, is_conversation, tools_of
+from envs.conversation import find_flaw, is_conversation
 from envs.settings import (
     AlfWorldSettings,
     GymnasiumSettings,
@@ -142,7 +142,7 @@ def make_environment(name: str, **settings: object) -> Environment:
     if max_turns is not None:
         environment.max_turns = max_turns
     if is_conversation(environment):
-        flaw = find_tool_flaw(tools_of(environment))
+        flaw = find_flaw(environment)
         if flaw:
             raise ValueError(f"env.name: {name}: {flaw}")
     return environment

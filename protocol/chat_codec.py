@@ -118,14 +118,14 @@ class ChatCodec:
         self._ends |= set(end_tokens)
         self._end_tokens = list(end_tokens[:1])
         self._system_prompt = system_prompt
-        self._native_tools: list[Mapping[str, Any]] | None = None
+        self._has_native_tools = False
         self._parse_calls = parse_hermes
         self._parallel = True
         self.turn_end = self._find_turn_end()
         """Text of the special token that ends a message of the policy; "" for none."""
         self._folds_system = not self._takes_system()
         if self._tools and tool_format == "template" and self._shows_tools():
-            self._native_tools = self._tools
+            self._has_native_tools = True
             self._choose_parser()
 
     # --- to tokens
@@ -251,16 +251,24 @@ class ChatCodec:
 
     def _render_plainly(self, messages: Sequence[ChatMessage], generation: bool = False) -> str:
         """Render a conversation whose texts have no special tokens."""
-        return self._template.render(
-            self._to_template(messages), self._native_tools, add_generation_prompt=generation
-        )
+        return self._render_with(self._tools, messages, generation)
 
     def _render(
         self, messages: Sequence[ChatMessage], marks: Marks, generation: bool = False
     ) -> str:
-        """Render a conversation, with a mark inside each special token that a message spells."""
-        shielded = [self._shield(message, marks.inside) for message in messages]
-        return self._render_plainly(shielded, generation)
+        """Render a conversation, with a mark inside each special token that a text spells."""
+        tools = self._shield(self._tools, marks.inside)
+        return self._render_with(tools, self._shield(messages, marks.inside), generation)
+
+    def _render_with(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        messages: Sequence[ChatMessage],
+        generation: bool,
+    ) -> str:
+        said = self._to_template(messages, tools)
+        native_tools = tools if self._has_native_tools else None
+        return self._template.render(said, native_tools, add_generation_prompt=generation)
 
     def _shield(self, value: Any, mark: str) -> Any:
         """Put a mark inside what would become a special token, in all texts of a message."""
@@ -269,7 +277,9 @@ class ChatCodec:
             pieces = [value[i:j] for i, j in zip([0, *starts], [*starts, None], strict=True)]
             return mark.join(pieces)
         if isinstance(value, Mapping):
-            return {key: self._shield(item, mark) for key, item in value.items()}
+            return {
+                self._shield(key, mark): self._shield(item, mark) for key, item in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self._shield(item, mark) for item in value]
         return value
@@ -282,7 +292,7 @@ class ChatCodec:
     def _stub(self, answer: ChatMessage, mark: str) -> dict[str, Any]:
         """Stand in for the policy's words: a message of the same kind that ends with a mark."""
         stub: dict[str, Any] = {"role": "assistant", "content": mark}
-        if answer.get("tool_calls") and self._native_tools is not None:
+        if answer.get("tool_calls") and self._has_native_tools:
             stub["content"] = ""
             stub["tool_calls"] = [
                 call | {"function": call["function"] | {"arguments": {"value": mark}}}
@@ -299,13 +309,15 @@ class ChatCodec:
             )
         return after[after.index(self.turn_end) :]
 
-    def _to_template(self, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    def _to_template(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
         """Say messages as the template takes them: without a role or a call that it lacks."""
         converted: list[dict[str, Any]] = [dict(message) for message in messages]
         if self._system_prompt:
             converted = add_system_prompt(converted, self._system_prompt)
-        if self._native_tools is None and self._tools:
-            converted = say_tools(converted, self._tools)
+        if tools and not self._has_native_tools:
+            converted = say_tools(converted, tools)
         if not self._parallel:
             converted = [_with_one_call(message) for message in converted]
         if self._folds_system:

@@ -49,15 +49,27 @@ def add_system_prompt(
 
 
 def fold_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Say a first message of the system at the beginning of the user's first one."""
-    if not messages or messages[0]["role"] != "system":
-        return list(messages)
-    system, *others = messages
+    """Say a first message of the system at the beginning of the user's first one.
+
+    Later ones are said as the user's.
+    """
+    first = messages[:1]
+    others = [_say_as_user(message) for message in messages[1:]]
+    if not first or first[0]["role"] != "system":
+        return [*first, *others]
+    system = first[0]
     for number, message in enumerate(others):
         if message["role"] == "user":
             content = f"{system['content']}\n\n{message['content']}"
             return [*others[:number], message | {"content": content}, *others[number + 1 :]]
     return [system | {"role": "user"}, *others]
+
+
+def _say_as_user(message: dict[str, Any]) -> dict[str, Any]:
+    """Say a message of the system as one of the user."""
+    if message["role"] != "system":
+        return message
+    return message | {"role": "user"}
 
 
 def _say_calls(message: dict[str, Any]) -> dict[str, Any]:

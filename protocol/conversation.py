@@ -32,7 +32,7 @@ class Transcript:
     """The tokens of one conversation, as the policy has read and written them."""
 
     def __init__(self, codec: ChatCodec) -> None:
-        self._codec = codec
+        self.codec = codec
         self._messages: list[ChatMessage] = []
         self._prompt: list[int] = []
         self._response: list[int] = []
@@ -49,12 +49,13 @@ class Transcript:
     def open(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Begin with these messages; returns the first prompt."""
         self._messages = list(messages)
-        self._prompt = self._codec.encode_prompt(messages)
+        self._calls = sum(len(message.get("tool_calls", ())) for message in messages)
+        self._prompt = self.codec.encode_prompt(messages)
         return self._prompt
 
     def read(self, response: Sequence[int]) -> tuple[Answer, ChatMessage]:
         """Read the response to the last prompt; returns it, and the message that it is."""
-        answer = self._codec.read_answer(response)
+        answer = self.codec.read_answer(response)
         calls = [
             call._replace(id=call_id(number))
             for number, call in enumerate(answer.calls, self._calls)
@@ -69,7 +70,7 @@ class Transcript:
         """Go on after the response that was read; returns the next prompt."""
         history = self._messages
         self._messages = [*history, self._answer, *following]
-        codec = self._codec
+        codec = self.codec
         if codec.past_thoughts == "template" and codec.rewrites(history, self._answer, following):
             self.breaks += 1
             self._prompt = codec.encode_prompt(self._messages)

@@ -9,12 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import isinf
 from typing import Any, NamedTuple, NoReturn
 
 CALL_START = "<tool_call>"
 CALL_END = "</tool_call>"
 RESULT_START = "<tool_response>"
 RESULT_END = "</tool_response>"
+
+MAX_DEPTH = 50
+"""How often lists and objects of a call's arguments may be inside each other."""
 
 _HERMES_CALL = re.compile(f"{CALL_START}(.*?)(?:{CALL_END}|$)", re.DOTALL)
 _PYTHON_TAG = "<|python_tag|>"
@@ -153,11 +157,29 @@ def _as_call(value: object, text: str) -> ParsedCall:
         return ParsedCall(value["name"], {}, arguments.reason, text)
     if not isinstance(arguments, dict):
         return ParsedCall(value["name"], {}, "its arguments are no object", text)
+    if _is_deeper(arguments, MAX_DEPTH):
+        return ParsedCall(value["name"], {}, "its arguments are nested too deeply", text)
     return ParsedCall(value["name"], arguments, "", text)
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    """Tell whether lists and objects are inside each other more than `depth` times."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list):
+        return False
+    return depth == 0 or any(_is_deeper(item, depth - 1) for item in value)
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _read_float(text: str) -> float:
+    number = float(text)
+    if isinf(number):
+        raise ValueError(f"{text} is too large a number")
+    return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_read_float)

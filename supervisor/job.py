@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from tokenizers import Tokenizer
@@ -30,11 +30,20 @@ from config.sets import EVALUATION_SETS
 from controller.think_tokens import load_think_tokens
 from engine.constants import ENGINE_KEY_VARIABLE
 from envs.base import Environment, EnvironmentFailure, Episode
-from envs.conversation import is_conversation, to_chat_message, tools_of
+from envs.conversation import (
+    Conversation,
+    Message,
+    ToolCall,
+    is_conversation,
+    number_calls,
+    to_chat_messages,
+    tools_of,
+)
+from envs.conversation_checks import check_opening
 from envs.play import close_episode, make_expert, start_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error, to_printable
-from protocol.conversation import build_codec
+from protocol.conversation import Transcript, build_codec
 from protocol.files import atomic_write
 from protocol.messages import SCHEMA_VERSION
 from protocol.prompting import Prompter, load_prompter, read_vocabulary
@@ -367,6 +376,8 @@ def check_model(config: Config, environment: Environment, directory: Path | None
     if directory is None or config.warm_start.episodes:
         with environment_errors(config), first_task(environment) as episode:
             _check_expert(config, environment, episode, directory)
+            if is_conversation(environment):
+                check_opening(cast(Conversation, episode).messages)
     if directory is None:
         return
     missing = [
@@ -423,14 +434,39 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
 def _encode_first_prompt(prompter: Prompter, environment: Environment, episode: Any) -> list[int]:
     """Encode the prompt that an episode begins with; ValueError for a template that cannot."""
     if is_conversation(environment):
-        codec = build_codec(prompter, tools_of(environment))
-        return codec.encode_prompt([to_chat_message(message) for message in episode.messages])
+        return _encode_conversation(prompter, environment, check_opening(episode.messages))
     answer = environment.format_response("I look around.", "look around")
     if prompter.decode(prompter.encode([answer])[0]).strip() != answer.strip():
         raise ValueError(
             f"model.name: its tokenizer does not give back an answer as it was written: {answer!r}"
         )
     return prompter.encode_prompt(environment.prompt(environment.view(episode)))
+
+
+def _encode_conversation(
+    prompter: Prompter, environment: Environment, opening: list[Message]
+) -> list[int]:
+    """Encode the first prompt of a conversation.
+
+    ValueError for a template that refuses it, or what may follow: the results of tools, or the
+    user's next words where there are no tools.
+    """
+    tools = tools_of(environment)
+    transcript = Transcript(build_codec(prompter, tools))
+    answer = Message("assistant", "answer")
+    following = Message("user", "question")
+    if tools:
+        calls = sum(len(message.tool_calls) for message in opening)
+        call = ToolCall(tools[0]["function"]["name"])
+        answer = number_calls(Message("assistant", tool_calls=(call,)), calls)
+        following = Message("tool", "result", tool_call_id=answer.tool_calls[0].id)
+    try:
+        prompt = transcript.open(to_chat_messages(opening))
+        transcript.read(transcript.codec.encode_answer(*to_chat_messages([answer])))
+        transcript.extend(to_chat_messages([following], [answer]))
+    except ValueError as error:
+        raise ValueError(f"model.name: {error}") from None
+    return prompt
 
 
 def check_keys(config: Config, endpoints: Endpoints) -> None:

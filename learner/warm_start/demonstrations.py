@@ -12,15 +12,15 @@ from functools import partial
 import numpy as np
 
 from config import Config
-from envs.conversation import to_chat_message
+from envs.conversation import Message, describe_message, to_chat_messages
 from envs.play import ExpertEpisode, play_expert_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error, source_directory, timeout_error
 from learner.data.samples import TrainingSample
-from protocol.chat_codec import ChatCodec
+from protocol.chat_codec import Answer, ChatCodec
 from protocol.conversation import Transcript, build_codec
 from protocol.prompting import Prompter
-from protocol.tool_calls import describe_tools, format_hermes
+from protocol.tool_calls import describe_tools, format_hermes, to_json
 from protocol.validation import MAX_TURNS
 
 log = logging.getLogger(__name__)
@@ -192,22 +192,22 @@ class TurnTokenizer:
         return self.tokenize_turns(episode.turns)
 
     def _tokenize_conversation(self, episode: ExpertEpisode) -> list[TrainingSample]:
-        """Make samples whose prompts are those of a run, had its policy said the same."""
+        """Make samples whose prompts are those of a run, had its policy said the same.
+
+        NoDemonstrations for a call that a run would not read as it was made.
+        """
         if self._codec is None:
             self._codec = build_codec(self._prompter, episode.tools)
         transcript = Transcript(self._codec)
         samples = []
-        response: list[int] = []
-        names: dict[str, str] = {}
+        before: list[Message] = []
         for number, (messages, answer, taught) in enumerate(episode.conversation):
-            said = [to_chat_message(message, names) for message in messages]
-            if number:
-                transcript.read(response)
-                prompt = transcript.extend(said)
-            else:
-                prompt = transcript.open(said)
-            response = self._codec.encode_answer(to_chat_message(answer))
-            names |= {call.id: call.name for call in answer.tool_calls}
+            said = to_chat_messages(messages, before)
+            prompt = transcript.extend(said) if number else transcript.open(said)
+            response = self._codec.encode_answer(*to_chat_messages([answer]))
+            read, _ = transcript.read(response)
+            _check_calls(answer, read)
+            before = [answer]
             if taught:
                 samples.append(_build_sample(np.array(prompt), np.array(response)))
         return samples
@@ -223,6 +223,17 @@ class TurnTokenizer:
             _build_sample(np.array(prompt), np.array(response))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
+
+
+def _check_calls(said: Message, read: Answer) -> None:
+    """Raise NoDemonstrations if a policy that says this would not make the same calls."""
+    calls = [(call.name, call.arguments) for call in read.calls if not call.error]
+    if to_json(calls) != to_json([(call.name, call.arguments) for call in said.tool_calls]):
+        raise NoDemonstrations(
+            "warm_start.episodes: in the model's form, what the expert says is read otherwise "
+            f"({describe_message(said)!r:.200}); have it make one call at a time, without tags of "
+            "calls in its words, or try --model.tool_format hermes"
+        )
 
 
 def _build_sample(prompt: np.ndarray, response: np.ndarray) -> TrainingSample:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +23,7 @@ from protocol.messages import TurnRequest, TurnResult
 from tests.fixtures.conversations import texts
 from tests.fixtures.episodes import LEASE
 from tests.fixtures.messages import make_response, make_turn_result
-from tests.fixtures.templates import PLAIN, make_chat_prompter
+from tests.fixtures.templates import MISTRAL, PLAIN, make_chat_prompter
 from tests.fixtures.tool_environment import load_prices, prices_with_expert
 
 PROMPTER = make_chat_prompter(PLAIN)
@@ -150,7 +149,9 @@ def test_state_key_is_what_was_said_to_the_policy() -> None:
     [
         ([], "gave no messages as reply"),
         (None, "where a list of messages belongs"),
-        ([SimpleNamespace(content="x")], r"which has no role"),
+        ([{"role": "user", "content": "x"}], r"where a Message belongs"),
+        ([Message("user", "x", tool_calls=(ToolCall("price"),))], "only the assistant calls"),
+        ([Message("tool", "x", tool_call_id=3)], r"gave 3 as .*tool_call_id, where a text"),
         ([Message("robot", "x")], r"'robot' as reply\(\)\.messages\[0\]\.role, which is one of"),
         ([Message("assistant", "x")], "is the assistant's"),
         ([Message("tool", "x")], "called no tool"),
@@ -163,6 +164,32 @@ def test_messages_that_cannot_be_said_are_refused(messages: Any, reason: str) ->
     stage.start("train", 0, 0)
     with pytest.raises(UserCodeError, match=reason):
         say(stage, "2<|im_end|>")
+
+
+def test_opening_with_calls_is_numbered_before_those_of_the_policy() -> None:
+    """Some templates take ids of nine letters alone."""
+    environment = OneReply(Reply([Message("tool", "3")]))
+    call = Message("assistant", tool_calls=(ToolCall("price", {"fruit": "fig"}, id="a"),))
+    environment.messages = [Message("user", "?"), call, Message("tool", "2"), Message("user", "!")]
+    prompter = make_chat_prompter(MISTRAL)
+    stage = ConversationStage(environment, ChatCodec(prompter, environment.tools), 4000)
+    stage.start("train", 0, 0)
+    response = '[TOOL_CALLS] [{"name": "price", "arguments": {"fruit": "fig"}}]</s>'
+    stage.step(pack(prompter.encode([response])[0], INT32))
+    ids = [call.id for said in stage.messages for call in said.tool_calls]
+    assert ids == ["call00000", "call00001"]
+    assert [said.tool_call_id for said in stage.messages if said.role == "tool"] == ids
+
+
+def test_environment_that_changes_arguments_changes_no_record() -> None:
+    class Taking(OneReply):
+        def reply(self, message: Message) -> Reply:
+            message.tool_calls[0].arguments.pop("fruit")
+            return Reply([Message("tool", "3")])
+
+    stage = make_stage(Taking())
+    stage.start("train", 0, 0)
+    assert say(stage, CALL).action == "price(fruit='fig')"
 
 
 def test_opening_that_ends_with_the_assistant_is_refused() -> None:

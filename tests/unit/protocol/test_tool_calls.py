@@ -66,6 +66,8 @@ def test_calls_are_found_with_the_words_before_them(
         ('{"name": "f"}', "its arguments are no object"),
         ('{"name": "f", "arguments": "x"}', "its arguments are no object"),
         ('{"name": "f", "arguments": {"x": NaN}}', "NaN is no number"),
+        ('{"name": "f", "arguments": {"x": -1e999}}', "-1e999 is too large a number"),
+        ('{"name": "f", "arguments": {"x": ' + "[" * 99 + "]" * 99 + "}}", "nested too deeply"),
         ('{"name": "f", "arguments": {"x": "\\ud800"}}', "half a character"),
         (CALL + " and", "there is more after its JSON"),
         ('{"name": "f", "arguments": {"x": ' + "[" * 10**5, "it is no JSON"),

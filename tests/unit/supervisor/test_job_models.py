@@ -11,6 +11,8 @@ from config import ConfigError
 from config.resolve import resolve
 from supervisor.job import clean_up, environment_errors, prepare_job
 from tests.fixtures.runs import small_config
+from tests.fixtures.templates import PLAIN
+from tests.fixtures.tool_environment import tool_code
 
 
 @pytest.mark.parametrize(
@@ -188,6 +190,40 @@ def test_a_model_without_a_chat_template_is_refused_before_anything_is_written(
             resume=False,
             model=model,
         )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "message"),
+    [
+        (
+            "{% if messages | length > 2 %}{{ raise_exception('two at most') }}{% endif %}",
+            ("", ""),
+            r"model\.name: the chat template refuses a conversation: two at most",
+        ),
+        ("", ('Message("user", self.task)', '{"role": "user"}'), "where a Message belongs"),
+        ("", ('"name": "price"', '"name": "the price"'), "its name 'the price' is not of"),
+    ],
+    ids=["template", "message", "tool"],
+)
+def test_conversation_that_cannot_be_is_refused_before_any_write(
+    tmp_path: Path, small_policy: Path, template: str, code: tuple[str, str], message: str
+):
+    model = spoilt(
+        small_policy,
+        tmp_path / "model",
+        "tokenizer_config.json",
+        lambda settings: settings.update(chat_template=template + PLAIN),
+    )
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    (tmp_path / "prices.py").write_text(tool_code().replace(*code))
+    settings = {
+        "env": str(tmp_path / "prices.py"),
+        "model": str(model),
+        "run.dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(ConfigError, match=message):
+        prepare_job(resolve(overrides=settings), resume=False, model=model)
     assert not (tmp_path / "run").exists()
 
 
