@@ -2,18 +2,24 @@
 
 These are the bare loop that anybody would write, packed sequences, and TRL.
 
-`python -m benchmarks.learner [--model DIR] [--tokens N] [--repeats N] [--quick] [--json FILE]` (two
-minutes, on an idle machine)
+`python -m benchmarks.learner [--model DIR] [--tokens N] [--repeats N] [--rows] [--quick]
+[--json FILE]` (five minutes, on an idle machine)
 
 With TRL installed (pip install -e '.[trl]'), beside its GRPO trainer, too, on the same turns,
 without generation (benchmarks/trl_loop.py).
 
 The turns are demonstrations of the default environment, with the lengths that they have; all
 conditions see as many tokens, prompts included, make as many optimizer steps and use as many
-threads, take turns, and the median counts. The bare loops have dense rows: every turn as long as
+threads, take turns, and the median counts. One thread's seconds are those of the processor, so that
+other work on the machine counts little. The bare loops have dense rows: every turn as long as
 their mean, so that there is nothing to pad. `bare_ratio` is the update's speed over that of the
-faster bare loop. `merged_ratio` is how many more conversations of ten turns the learner trains on
-in a second than if every turn were a row of its own; their tokens are counted turn by turn.
+faster bare loop.
+
+`merged_ratio` is how many more conversations of ten turns the learner trains on in a second than if
+every turn were a row of its own. The policy is the one above. `merged_ratio_deep` is that of random
+weights in the shape of SmolLM2-135M, with its layers and its vocabulary cut to two fifths: what
+layers and head cost beside each other stays. Both arms make as many optimizer steps. `--rows`
+measures these alone.
 """
 
 from __future__ import annotations
@@ -32,18 +38,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from benchmarks import trl_loop
 from config import LearnerSection
 from config.resolve import resolve
 from learner.data.batching import collate, minibatches, pack_by_length
-from learner.data.rows import merge_turns, row_length
+from learner.data.rows import Row, merge_turns, row_length
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy, log_probs
 from learner.update import Updater
@@ -51,8 +58,20 @@ from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
 from learner.warm_start.tiny import build_tiny
 from protocol.prompting import load_prompter
 
-ONE_ROW = "conversations of ten turns, merged into rows"
-ROW_A_TURN = "the same, a row each turn"
+DEEP = Qwen3Config(
+    hidden_size=576,
+    intermediate_size=1_536,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    head_dim=64,
+    num_hidden_layers=12,  # of 30
+    vocab_size=19_660,  # of 49,152
+    tie_word_embeddings=True,
+)
+"""A shape that is deep enough for what only the last layer does to count little."""
+
+WHOLE_UPDATE = "the learner's whole update"
+FIGURES = ("bare_ratio", "merged_ratio", "merged_ratio_deep", "peak_gflops", "share_of_peak")
 
 EPISODES = 200
 """Number of demonstrations from which the turns are taken."""
@@ -188,8 +207,16 @@ def conversations(episodes: int, vocabulary: int) -> list[TrainingSample]:
     return found
 
 
-def count_flops(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> float:
-    """Count the operations of an update on all turns that the textbook asks for.
+def build_deep() -> PreTrainedModel:
+    """Build a model of the shape DEEP, float32, with random weights."""
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(
+        DEEP, dtype=torch.float32, attn_implementation="sdpa"
+    ).train()
+
+
+def count_flops(model: PreTrainedModel, rows: Sequence[Row]) -> float:
+    """Count the operations of an update on all rows that the textbook asks for.
 
     Six for each weight of a layer and each token, as many for each weight of the head and each
     trained token, and six for each of a layer's attended pairs of tokens and each of their numbers
@@ -202,11 +229,18 @@ def count_flops(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> floa
     heads = config.hidden_size
     if head_size:
         heads = config.num_attention_heads * head_size
-    tokens = sum(turn.length for turn in turns)
-    trained = sum(turn.trained_tokens for turn in turns)
-    pairs = sum(turn.length**2 for turn in turns)
+    tokens = sum(map(row_length, rows))
+    trained = sum(turn.trained_tokens for row in rows for turn in row)
+    pairs = sum(row_length(row) ** 2 for row in rows)
     head = config.vocab_size * config.hidden_size
     return 6.0 * (weights * tokens + head * trained + len(layers) * heads * pairs)
+
+
+def read_clock() -> float:
+    """Read seconds: of the processor where one thread computes, else of the wall."""
+    if torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
 
 
 def measure_peak(size: int = 1024, repeats: int = 10) -> float:
@@ -215,9 +249,9 @@ def measure_peak(size: int = 1024, repeats: int = 10) -> float:
     right = torch.randn(size, size)
     best_s = math.inf
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = read_clock()
         left @ right
-        best_s = min(best_s, time.perf_counter() - started)
+        best_s = min(best_s, read_clock() - started)
     return 2.0 * size**3 / best_s
 
 
@@ -226,7 +260,7 @@ class Condition(NamedTuple):
 
     prepare: Callable[[PreTrainedModel, Sequence[TrainingSample]], Run]
     turns: Sequence[TrainingSample]
-    tokens: int  # of the turns that it takes
+    tokens: int  # of the turns that it takes, or what else speeds are told in
 
     @staticmethod
     def of(
@@ -241,19 +275,107 @@ class Condition(NamedTuple):
 def measure(
     conditions: dict[str, Condition], model: PreTrainedModel, repeats: int
 ) -> dict[str, float]:
-    """Median tokens a second of each."""
+    """Median of `tokens` a second of each."""
     speeds: dict[str, list[float]] = {name: [] for name in conditions}
     for repeat in range(repeats + 1):
         for name, condition in conditions.items():
             run = condition.prepare(copy.deepcopy(model), condition.turns)
-            started = time.perf_counter()
+            started = read_clock()
             run()
             if repeat:  # the first round warms up
-                speeds[name].append(condition.tokens / (time.perf_counter() - started))
+                speeds[name].append(condition.tokens / (read_clock() - started))
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
-def main() -> None:
+def measure_updates(
+    directory: Path, model: PreTrainedModel, settings: LearnerSection, tokens: int, repeats: int
+) -> dict[str, float]:
+    """Measure tokens/s of each way to make an update, print them, and return all figures."""
+    turns = turns_of(directory, tokens)
+    conditions = {
+        "transformers' forward, dense rows": Condition.of(
+            bare, transformers_dense, settings, turns=dense(turns)
+        ),
+        "learner's forward, dense rows": Condition.of(
+            bare, ours_dense, settings, turns=dense(turns)
+        ),
+        "transformers' forward, turns packed into one row": Condition.of(
+            bare, packed, settings, turns=turns
+        ),
+        WHOLE_UPDATE: Condition.of(update, settings, turns=turns),
+    }
+    if find_spec("trl"):
+        loop = functools.partial(trl_loop.prepare, directory, settings)
+        conditions["TRL's GRPO trainer, without generation"] = Condition(
+            loop, turns, trl_loop.tokens(settings, turns)
+        )
+    speeds = measure(conditions, model, repeats)
+    peak = measure_peak()
+    fastest_loop = max(list(speeds.values())[:2])
+    table = Table(
+        f"{len(turns)} turns, {sum(turn.length for turn in turns):,} tokens",
+        "tokens/s",
+        "ratio to the faster bare loop",
+        "share of peak",
+    )
+    shares = {}
+    for name, speed in speeds.items():
+        condition = conditions[name]
+        flops = count_flops(model, [[turn] for turn in condition.turns]) / condition.tokens
+        shares[name] = speed * flops / peak
+        table.add_row(name, f"{speed:,.0f}", f"{speed / fastest_loop:.2f}", f"{shares[name]:.0%}")
+    Console().print(table)
+    return {
+        **speeds,
+        "bare_ratio": speeds[WHOLE_UPDATE] / fastest_loop,
+        "peak_gflops": peak / 1e9,
+        "share_of_peak": shares[WHOLE_UPDATE],
+    }
+
+
+def measure_rows(
+    policies: dict[str, tuple[PreTrainedModel, int]], settings: LearnerSection, repeats: int
+) -> dict[str, float]:
+    """Measure conversations merged into rows beside a row each turn, and print both.
+
+    `policies`: model and number of conversations, by the name of their ratio, which is returned.
+    """
+    table = Table(
+        Column("ten turns", no_wrap=True),
+        "episodes/s, merged",
+        "a row each turn",
+        "ratio",
+        "of tokens",
+        "of textbook operations",
+    )
+    ratios = {}
+    for name, (model, episodes) in policies.items():
+        talk = conversations(episodes, model.config.vocab_size)
+        # As many optimizer steps for all, and there are no more mini-batches than rows.
+        same = msgspec.structs.replace(settings, minibatches=min(settings.minibatches, episodes))
+        conditions = {
+            "merged": Condition(functools.partial(update, same), talk, episodes),
+            # Backwards, no prompt goes on where the last turn ended: nothing is merged.
+            "alone": Condition(functools.partial(update, same), talk[::-1], episodes),
+        }
+        speeds = measure(conditions, model, repeats)
+        merged = merge_turns(talk)
+        alone = merge_turns(talk[::-1])
+        ratios[name] = speeds["merged"] / speeds["alone"]
+        table.add_row(
+            name,
+            f"{speeds['merged']:.3g}",
+            f"{speeds['alone']:.3g}",
+            f"{ratios[name]:.2f}",
+            f"{sum(map(row_length, alone)) / sum(map(row_length, merged)):.2f}",
+            f"{count_flops(model, alone) / count_flops(model, merged):.2f}",
+        )
+    Console().print(table)
+    return ratios
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.learner", description=(__doc__ or "").splitlines()[0]
     )
@@ -271,12 +393,20 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=5, help="rounds of all conditions (default %(default)s)"
     )
-    parser.add_argument("--quick", action="store_true", help="a few seconds, of 8,000 tokens")
+    parser.add_argument("--rows", action="store_true", help="only conversations of ten turns")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds, of 8,000 tokens, no deep policy"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     if options.quick:
         options.tokens = 8_000
         options.repeats = 1
+    return options
+
+
+def main() -> None:
+    options = parse_arguments()
     config = resolve()
     torch.set_num_threads(config.learner.threads or torch.get_num_threads())
     with tempfile.TemporaryDirectory() as temporary:
@@ -288,58 +418,19 @@ def main() -> None:
                 (turn for turns in play_demonstrations(config, EPISODES) for turn in turns),
                 seed=0,
             )
-        turns = turns_of(directory, options.tokens)
         model = load_policy(directory)
-        settings = config.learner
-        conditions = {
-            "transformers' forward, dense rows": Condition.of(
-                bare, transformers_dense, settings, turns=dense(turns)
-            ),
-            "learner's forward, dense rows": Condition.of(
-                bare, ours_dense, settings, turns=dense(turns)
-            ),
-            "transformers' forward, turns packed into one row": Condition.of(
-                bare, packed, settings, turns=turns
-            ),
-            "the learner's whole update": Condition.of(update, settings, turns=turns),
-        }
-        if find_spec("trl"):
-            loop = functools.partial(trl_loop.prepare, directory, settings)
-            conditions["TRL's GRPO trainer, without generation"] = Condition(
-                loop, turns, trl_loop.tokens(settings, turns)
+        results: dict[str, float] = {}
+        if not options.rows:
+            results |= measure_updates(
+                directory, model, config.learner, options.tokens, options.repeats
             )
-        talk = conversations(max(1, options.tokens // 7_500), model.config.vocab_size)
-        # Backwards, no prompt goes on where the last turn ended: nothing is merged.
-        conditions[ONE_ROW] = Condition.of(update, settings, turns=talk)
-        conditions[ROW_A_TURN] = Condition.of(update, settings, turns=talk[::-1])
-        speeds = measure(conditions, model, options.repeats)
-        flops_a_token = {
-            name: count_flops(model, condition.turns) / condition.tokens
-            for name, condition in conditions.items()
-        }
-    peak = measure_peak()
-    shares = {name: speeds[name] * flops / peak for name, flops in flops_a_token.items()}
-    loops = list(speeds.values())[:2]
-    whole = speeds["the learner's whole update"]
-    results = {
-        **speeds,
-        "bare_ratio": whole / max(loops),
-        "merged_ratio": speeds[ONE_ROW] / speeds[ROW_A_TURN],
-        "peak_gflops": peak / 1e9,
-        "share_of_peak": shares["the learner's whole update"],
-    }
-    table = Table(
-        f"{len(turns)} turns, {sum(turn.length for turn in turns):,} tokens",
-        "tokens/s",
-        "ratio to the faster bare loop",
-        "share of peak",
-    )
-    for name, speed in speeds.items():
-        ratio = speed / max(loops)
-        table.add_row(name, f"{speed:,.0f}", f"{ratio:.2f}", f"{shares[name]:.0%}")
-    Console().print(table)
-    for name in ("bare_ratio", "merged_ratio", "peak_gflops", "share_of_peak"):
-        Console().print(f"{name} {results[name]:.3f}", highlight=False)
+    policies = {"merged_ratio": (model, max(1, options.tokens // 7_500))}
+    if not options.model and not options.quick:
+        policies["merged_ratio_deep"] = (build_deep(), 1)
+    results |= measure_rows(policies, config.learner, options.repeats)
+    for name in FIGURES:
+        if name in results:
+            Console().print(f"{name} {results[name]:.3f}", highlight=False)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 

@@ -2,9 +2,9 @@
 
 The numbers are the same as transformers'.
 
-Of the last layer, only the trained positions have an output and an MLP. Queries begin at the first
-of them, and the other positions are there as keys and values alone. For a shallow policy with long
-prompts that is a third of the work (docs/measurements/learning.md has the measurements).
+Of the last layer, only the trained positions have queries, an output and an MLP; the others are
+there as keys and values alone. For a shallow policy with long prompts that is a third of the work
+(docs/measurements/learning.md has the measurements).
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Chosen(NamedTuple):
 
     rows: Tensor  # int64 [N]
     columns: Tensor  # int64 [N]
-    start: int  # no column is before it
+    queried: Tensor | None  # int64 [B, Q]: columns of each row that have queries; None: all have
+    places: Tensor  # int64 [N]: of each position among the queries of its row
 
 
 def applies_to(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
@@ -72,7 +73,7 @@ def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns
         compute = getattr(layer, _METHOD, functools.partial(compute_layer, layer))
         chosen = None
         if layer is body.layers[-1]:
-            chosen = Chosen(rows, columns, first_query(columns))
+            chosen = choose(rows, columns, tokens.shape)
         if model.is_gradient_checkpointing:
             hidden = checkpoint(compute, hidden, cos, sin, shares_keys, chosen, use_reentrant=False)
         else:
@@ -98,23 +99,33 @@ def compute_layer(
     if chosen is None:
         attended = _attention(layer.self_attn, normalized, cos, sin, shares_keys)
     else:
-        rows, columns, start = chosen
-        attended = _attention(layer.self_attn, normalized, cos, sin, shares_keys, start)
-        attended = attended[rows, columns - start]
-        hidden = hidden[rows, columns]
+        attended = _attention(layer.self_attn, normalized, cos, sin, shares_keys, chosen.queried)[
+            chosen.rows, chosen.places
+        ]
+        hidden = hidden[chosen.rows, chosen.columns]
     hidden = hidden + layer.self_attn.o_proj(attended)
     return hidden + layer.mlp(_normalize(layer.post_attention_layernorm, hidden))
 
 
-def first_query(columns: Tensor) -> int:
-    """Return the first column that needs a query.
+def choose(rows: Tensor, columns: Tensor, shape: torch.Size) -> Chosen:
+    """Choose positions (rows [N], columns [N]) of `shape` (B, S), and the columns with queries.
 
-    On a GPU it is 0: to ask for a column is to wait for the device, and attention that begins
-    elsewhere has slower kernels there.
+    All columns have queries where half of a row's or more are chosen: causal attention leaves out
+    the other half of the pairs, a mask does not. So they have on a GPU: to count is to wait for the
+    device, and attention with a mask has slower kernels there.
     """
-    if columns.device.type != "cpu" or not len(columns):
-        return 0
-    return int(columns.min())
+    if columns.device.type != "cpu":
+        return Chosen(rows, columns, None, columns)
+    counts = torch.bincount(rows, minlength=shape[0])
+    most = int(counts.max())
+    if not 0 < 2 * most < shape[1]:
+        return Chosen(rows, columns, None, columns)
+    by_row = torch.argsort(rows, stable=True)
+    places = torch.empty_like(rows)
+    places[by_row] = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows[by_row]]
+    queried = torch.zeros(shape[0], most, dtype=torch.int64)
+    queried[rows, places] = columns
+    return Chosen(rows, columns, queried, places)
 
 
 def decoder_layers(model: Qwen3ForCausalLM) -> list[Qwen3DecoderLayer]:
@@ -128,21 +139,23 @@ def _attention(
     cos: Tensor,
     sin: Tensor,
     shares_keys: bool,
-    start: int = 0,
+    queried: Tensor | None = None,
 ) -> Tensor:
     """Compute causal attention over x [B, S, hidden], before its output projection.
 
-    Returns [B, S - start, heads * head size]: that of the columns from `start` on.
+    Returns [B, S, heads * head size], or [B, Q, ...] of the columns `queried` [B, Q] alone.
     """
-    queried = x[:, start:]
-    query = block.q_proj(queried).view(*queried.shape[:-1], -1, block.head_dim)
-    query = _rotate(_normalize(block.q_norm, query), cos[:, start:], sin[:, start:])
     heads = (*x.shape[:-1], -1, block.head_dim)
     key = _rotate(_normalize(block.k_norm, block.k_proj(x).view(heads)), cos, sin)
     value = block.v_proj(x).view(heads)
     visible = None
-    if start:
-        visible = torch.ones(queried.shape[1], x.shape[1], dtype=torch.bool).tril(start)
+    if queried is not None:
+        x = x.take_along_dim(queried[..., None], dim=1)
+        cos = cos[0, queried]
+        sin = sin[0, queried]
+        visible = (torch.arange(key.shape[1]) <= queried[..., None])[:, None]
+    query = block.q_proj(x).view(*x.shape[:-1], -1, block.head_dim)
+    query = _rotate(_normalize(block.q_norm, query), cos, sin)
     attended = functional.scaled_dot_product_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),

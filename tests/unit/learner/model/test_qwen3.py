@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -56,6 +56,8 @@ def test_hidden_states_and_gradients_equal_those_of_transformers(changes, first,
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 22)), min_size=1, max_size=12))
+@example([(0, column) for column in range(23)])
+@example([(row, column) for row in (3, 1) for column in range(11, -1, -1)])
 def test_hidden_states_of_any_positions_equal_those_of_transformers(positions):
     """Whatever rows and columns are trained, some of them twice."""
     check_positions(policy(num_key_value_heads=2), positions)
