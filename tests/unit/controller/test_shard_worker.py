@@ -66,6 +66,16 @@ class Bench:
     async def say(self, message: Message) -> None:
         await self.controller.send_multipart([self.peer, encode(message)])
 
+    def first_request(self, key: EpisodeKey) -> TurnRequest:
+        """The request of an episode's first turn, by the actor that holds its lease."""
+        return TurnRequest(
+            key=key,
+            lease_attempt=0,
+            turn_index=0,
+            prompt=pack([1, 2], INT32),
+            permit=sign_lease(self.job.permit_key, b"an actor", key, 0),
+        )
+
     async def ask(self, request: TurnRequest) -> TurnResult | TurnFailed:
         await self.actor.send(encode(request))
         return decode(await asyncio.wait_for(self.actor.recv(), 60))
@@ -92,13 +102,7 @@ async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed
     await bench.say(bench.weights)
     assert (await bench.state(0)).engines[0][:2] == (bench.job.endpoints.engines[1], "healthy")
     key = EpisodeKey(0, 0)
-    request = TurnRequest(
-        key=key,
-        lease_attempt=0,
-        turn_index=0,
-        prompt=pack([1, 2], INT32),
-        permit=sign_lease(bench.job.permit_key, b"an actor", key, 0),
-    )
+    request = bench.first_request(key)
     answer = await bench.ask(request)
     assert isinstance(answer, TurnResult) and {span.version for span in answer.kept.spans} == {0}
     for stolen in (sign_lease(bench.job.permit_key, b"another", key, 1), b""):
@@ -120,14 +124,7 @@ async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled
 ) -> None:
     running = asyncio.create_task(bench.shard.run())
     await bench.state(-1)
-    key = EpisodeKey(0, 0)
-    request = TurnRequest(
-        key=key,
-        lease_attempt=0,
-        turn_index=0,
-        prompt=pack([1, 2], INT32),
-        permit=sign_lease(bench.job.permit_key, b"an actor", key, 0),
-    )
+    request = bench.first_request(EpisodeKey(0, 0))
     answer = asyncio.create_task(bench.ask(request))
     await bench.state(-1)  # which it says from time to time
     await bench.say(bench.weights)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
-import zmq
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 
-from engine.constants import TAP_ENDPOINT_VARIABLE, TAP_TOP_J_VARIABLE, TURN_ID_KEY
+from engine.constants import TAP_ENDPOINT_VARIABLE, TURN_ID_KEY
 from engine.plugin.signal_socket import HIGH_WATER
 from engine.plugin.signal_tap import SignalTap
 from protocol.arrays import INT32, unpack
-from protocol.codec import decode, encode
-from protocol.messages import ForceTokens, SignalFrame
-from tests.fixtures.messages import make_tag
+from tests.fixtures.tap import TapBench
 
 VOCABULARY = 16
 CPU = torch.device("cpu")
@@ -38,16 +34,12 @@ def settings(
     )
 
 
-class Bench:
+class Bench(TapBench):
     """A tap, the controller's socket, and requests as vLLM's runner has them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
-        self.router = zmq.Context.instance().socket(zmq.ROUTER)
-        port = self.router.bind_to_random_port("tcp://127.0.0.1")
-        monkeypatch.setenv(TAP_ENDPOINT_VARIABLE, f"tcp://127.0.0.1:{port}")
-        monkeypatch.setenv(TAP_TOP_J_VARIABLE, "3")
+        super().__init__(monkeypatch)
         self.tap = SignalTap(settings(chunked), CPU, False)
-        self.peer = b""
         self.size = 0
 
     def update(
@@ -77,11 +69,9 @@ class Bench:
 
     def rows(self) -> list[tuple[str, int, int]]:
         """(turn, position, forced) of each row of the next frame; nothing when none arrives."""
-        if not self.router.poll(200):
+        frame = self.receive_frame()
+        if frame is None:
             return []
-        self.peer, raw = self.router.recv_multipart()
-        frame = decode(raw)
-        assert isinstance(frame, SignalFrame)
         return list(
             zip(
                 frame.turn_ids,
@@ -91,15 +81,9 @@ class Bench:
             )
         )
 
-    def steer(self, turn: str, tokens: list[int], unless: int | None = None) -> None:
-        self.router.send_multipart(
-            [self.peer, encode(ForceTokens(turn_id=turn, tokens=tokens, unless=make_tag(unless)))]
-        )
-        time.sleep(0.05)  # until it has arrived: the tap does not wait for it
-
     def close(self) -> None:
         self.tap.tap.socket.close()
-        self.router.close(linger=0)
+        self.disconnect()
 
 
 @pytest.fixture
@@ -304,7 +288,7 @@ def test_a_forced_token_is_not_used_up_by_a_chunk(chunked: Bench) -> None:
 
 def test_a_controller_that_does_not_read_never_blocks_the_engine(bench: Bench) -> None:
     bench.update(added=((0, "a", []),), size=1)
-    bench.router.close(linger=0)
+    bench.disconnect()
     for _ in range(3 * HIGH_WATER):
         bench.step()
     assert bench.tap.tap.socket.dropped_frames > 0

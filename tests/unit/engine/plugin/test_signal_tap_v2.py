@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -10,7 +9,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-import zmq
 from vllm import SamplingParams
 from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsContext,
@@ -22,14 +20,12 @@ from controller.rules.thinking import RuleSpec, ThinkingSettings
 from engine.constants import (
     RULE_KEY,
     TAP_ENDPOINT_VARIABLE,
-    TAP_TOP_J_VARIABLE,
     TURN_ID_KEY,
 )
 from engine.plugin.signal_tap_v2 import SignalTapV2
 from protocol.arrays import FLOAT32, INT32, unpack
-from protocol.codec import decode, encode
-from protocol.messages import ForceTokens
-from tests.fixtures.messages import make_tag, make_tags
+from tests.fixtures.messages import make_tags
+from tests.fixtures.tap import TapBench
 
 VOCABULARY = 16
 SLOTS = 8
@@ -46,14 +42,11 @@ class Request:
         self.response: list[int] = []
 
 
-class Bench:
+class Bench(TapBench):
     """A tap, the controller's socket, and a runner's buffers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.router = zmq.Context.instance().socket(zmq.ROUTER)
-        port = self.router.bind_to_random_port("tcp://127.0.0.1")
-        monkeypatch.setenv(TAP_ENDPOINT_VARIABLE, f"tcp://127.0.0.1:{port}")
-        monkeypatch.setenv(TAP_TOP_J_VARIABLE, "3")
+        super().__init__(monkeypatch)
         self.prompt_len = np.zeros(SLOTS, np.int32)
         states = LogitsProcRequestState(
             device=torch.device("cpu"),
@@ -65,7 +58,6 @@ class Bench:
             total_len=None,
         )
         self.tap = SignalTapV2(vllm_config(), states)
-        self.peer = b""
 
     def add(
         self,
@@ -119,10 +111,9 @@ class Bench:
 
         It is empty when none arrives.
         """
-        if not self.router.poll(200):
+        frame = self.receive_frame()
+        if frame is None:
             return []
-        self.peer, raw = self.router.recv_multipart()
-        frame = decode(raw)
         self.entropy = unpack(frame.entropy, FLOAT32).tolist()
         columns = (
             unpack(column, INT32).tolist()
@@ -130,15 +121,9 @@ class Bench:
         )
         return list(zip(frame.turn_ids, *columns, strict=True))
 
-    def steer(self, turn: str, tokens: list[int], unless: int | None = None) -> None:
-        self.router.send_multipart(
-            [self.peer, encode(ForceTokens(turn_id=turn, tokens=tokens, unless=make_tag(unless)))]
-        )
-        time.sleep(0.05)  # until it has arrived: the tap does not wait for it
-
     def close(self) -> None:
         self.tap.tap.socket.close()
-        self.router.close(linger=0)
+        self.disconnect()
 
 
 def vllm_config(

@@ -46,6 +46,16 @@ def engine(goal: Goal, *items: Item) -> Engine:
     return Engine(Game("do it", goal, PLACES, items, "middle", FACTS.contains))
 
 
+PUT_MUG_AWAY = (
+    "go to countertop 1",
+    "take mug 1 from countertop 1",
+    "go to cabinet 1",
+    "open cabinet 1",
+    "move mug 1 to cabinet 1",
+)
+"""Actions in `kitchen` after which mug 1 lies in cabinet 1, which is open."""
+
+
 def kitchen() -> Engine:
     goal = Goal("pick_cool_then_place_in_recep", "Mug", "Cabinet")
     return engine(
@@ -109,14 +119,7 @@ def test_one_cannot_go_to_a_receptacle_that_is_where_one_is_but_can_open_it():
 
 def test_what_lies_in_a_closed_receptacle_cannot_be_taken():
     played = kitchen()
-    run(
-        played,
-        "go to countertop 1",
-        "take mug 1 from countertop 1",
-        "go to cabinet 1",
-        "open cabinet 1",
-        "move mug 1 to cabinet 1",
-    )
+    run(played, *PUT_MUG_AWAY)
     assert "take mug 1 from cabinet 1" in played.admissible()
     run(played, "close cabinet 1")
     assert "take mug 1 from cabinet 1" not in played.admissible()
@@ -199,14 +202,7 @@ def test_a_lamp_is_never_turned_off():
 
 def test_placing_an_untreated_target_does_not_win():
     played = kitchen()
-    run(
-        played,
-        "go to countertop 1",
-        "take mug 1 from countertop 1",
-        "go to cabinet 1",
-        "open cabinet 1",
-        "move mug 1 to cabinet 1",
-    )
+    run(played, *PUT_MUG_AWAY)
     assert not played.won()
 
 

@@ -16,6 +16,9 @@ from envs.view import AgentView
 SEARCH = Search()
 PATIENT = Search(max_turns=30)
 
+QUESTION = "What is the capital of the country whose internet domain is .bt?"
+"""A question of two steps."""
+
 
 def action(response: str) -> str:
     return SEARCH.parse(response, ()).action
@@ -55,12 +58,8 @@ def test_its_answers_stand_in_what_it_was_shown():
 
 def test_it_reads_the_passages_it_is_shown_and_not_its_memory():
     """The expert says something false where the passages do."""
-    view = AgentView(
-        "What is the capital of the country whose internet domain is .bt?",
-        Observation("", ()),
-        history=4,
-    )
-    expert = SearchExpert(view.task, random.Random(0))
+    view = AgentView(QUESTION, Observation("", ()), history=4)
+    expert = SearchExpert(QUESTION, random.Random(0))
     said = []
     for text in (
         "Doc 1: The internet domain of Peru is .bt.",
@@ -77,12 +76,8 @@ def test_it_reads_the_passages_it_is_shown_and_not_its_memory():
 
 
 def test_it_tries_other_words_once_and_then_guesses():
-    view = AgentView(
-        "What is the capital of the country whose internet domain is .bt?",
-        Observation("", ()),
-        history=4,
-    )
-    expert = SearchExpert(view.task, random.Random(0))
+    view = AgentView(QUESTION, Observation("", ()), history=4)
+    expert = SearchExpert(QUESTION, random.Random(0))
     said = []
     for _ in range(3):
         said.append(expert.act(view)[1])
