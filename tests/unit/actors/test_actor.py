@@ -90,6 +90,17 @@ class Bench:
             self.actor.name += b"x"  # it is asked by the name alone
         await self.say(self.controller, HeartbeatAck(session="this", shards=places))
 
+    async def start_playing(self) -> asyncio.Task:
+        """Have the actor play one episode, for which it has asked then."""
+        playing = asyncio.create_task(self.actor.run(1))
+        await self.heard(self.controller, Credit)
+        return playing
+
+    async def end_job(self, playing: asyncio.Task) -> None:
+        """Tell the actor that the job is over, and wait until it has ended."""
+        await self.say(self.controller, Shutdown(reason="over"))
+        await asyncio.wait_for(playing, 10)
+
     async def say(self, socket: zmq.asyncio.Socket, message: Message) -> None:
         await socket.send_multipart([self.peer, encode(message)])
 
@@ -113,8 +124,7 @@ async def bench(request: pytest.FixtureRequest, small_policy: Path):
 async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
     bench: Bench,
 ) -> None:
-    playing = asyncio.create_task(bench.actor.run(1))
-    await bench.heard(bench.controller, Credit)
+    playing = await bench.start_playing()
     await bench.say(bench.controller, make_lease(KEY))
     first, second = [await bench.heard(bench.controller, TurnRequest) for _ in range(2)]
     assert first == second
@@ -125,8 +135,7 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
     await bench.say(bench.learner, Ack(keys=[KEY]))
     assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
     assert (await bench.heard(bench.controller, Heartbeat)).playing == []
-    await bench.say(bench.controller, Shutdown(reason="over"))
-    await asyncio.wait_for(playing, 10)
+    await bench.end_job(playing)
 
 
 # Several times before the controller is missed.
@@ -134,16 +143,14 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
 async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sent(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    playing = asyncio.create_task(bench.actor.run(1))
-    await bench.heard(bench.controller, Credit)
+    playing = await bench.start_playing()
     await bench.say(bench.controller, make_lease(KEY))
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(bench.controller, RESULT)
     for _ in range(WARN_EVERY_TRIES + 1):
         await bench.heard(bench.learner, Trajectory)
     await bench.say(bench.learner, Ack(keys=[KEY]))
-    await bench.say(bench.controller, Shutdown(reason="over"))
-    await asyncio.wait_for(playing, 10)
+    await bench.end_job(playing)
     said = next(
         record.getMessage()
         for record in caplog.records
@@ -157,8 +164,7 @@ async def test_actor_reports_an_episode_that_the_learner_refuses_and_plays_on(
     bench: Bench,
 ) -> None:
     """A refused episode is delivered as dropped, with its reason, and the actor plays on."""
-    playing = asyncio.create_task(bench.actor.run(1))
-    await bench.heard(bench.controller, Credit)
+    playing = await bench.start_playing()
     await bench.say(bench.controller, make_lease(KEY))
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(bench.controller, RESULT)
@@ -170,8 +176,7 @@ async def test_actor_reports_an_episode_that_the_learner_refuses_and_plays_on(
     await bench.say(bench.learner, Ack(keys=[KEY]))
     assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
     await bench.heard(bench.controller, Credit)
-    await bench.say(bench.controller, Shutdown(reason="over"))
-    await asyncio.wait_for(playing, 10)
+    await bench.end_job(playing)
 
 
 async def test_actor_whose_lease_lapses_in_a_step_asks_for_another_at_once(
@@ -187,8 +192,7 @@ async def test_actor_whose_lease_lapses_in_a_step_asks_for_another_at_once(
 
     environment = make_environment("search")
     monkeypatch.setattr(type(environment), "parse", step)
-    playing = asyncio.create_task(bench.actor.run(1))
-    await bench.heard(bench.controller, Credit)
+    playing = await bench.start_playing()
     await bench.say(bench.controller, make_lease(KEY))
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(bench.controller, RESULT)
@@ -199,15 +203,13 @@ async def test_actor_whose_lease_lapses_in_a_step_asks_for_another_at_once(
     await bench.say(bench.controller, make_lease(EpisodeKey(1, 0)))
     assert (await bench.heard(bench.controller, TurnRequest)).key == EpisodeKey(1, 0)
     over.set()
-    await bench.say(bench.controller, Shutdown(reason="over"))
-    await asyncio.wait_for(playing, 10)
+    await bench.end_job(playing)
 
 
 async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for(
     bench: Bench,
 ) -> None:
-    playing = asyncio.create_task(bench.actor.run(1))
-    await bench.heard(bench.controller, Credit)
+    playing = await bench.start_playing()
     await bench.say(bench.controller, make_lease(KEY))
     request = await bench.heard(bench.controller, TurnRequest)
     actor = bench.peer
@@ -221,16 +223,14 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
         assert (await bench.heard(socket, EpisodeEnded)).key == KEY
     assert shard_peer == bench.actor.name
     bench.peer = actor
-    await bench.say(bench.controller, Shutdown(reason="over"))
-    await asyncio.wait_for(playing, 10)
+    await bench.end_job(playing)
 
 
 async def test_actor_whose_shard_is_gone_asks_the_controller(
     bench: Bench,
 ) -> None:
     """An actor whose shard is gone asks the controller and hears the shard no more."""
-    playing = asyncio.create_task(bench.actor.run(1))
-    await bench.heard(bench.controller, Credit)
+    playing = await bench.start_playing()
     actor = bench.peer
     await bench.named_for([bench.place], bench.place)
     await bench.say(bench.controller, make_lease(KEY))
@@ -262,8 +262,7 @@ async def test_an_actor_that_ends_closes_the_episodes_that_it_plays(
         return episode
 
     monkeypatch.setattr(bench.environment, "start", start_watched)
-    playing = asyncio.create_task(bench.actor.run(1))
-    await bench.heard(bench.controller, Credit)
+    playing = await bench.start_playing()
     await bench.say(bench.controller, make_lease(KEY))
     await bench.heard(bench.controller, TurnRequest)
     assert not closed.is_set()
