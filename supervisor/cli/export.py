@@ -18,11 +18,14 @@ from config.options import values_of
 from config.resolve import find_changes, read_record
 from engine.launch import serve_command
 from envs.base import Environment
-from envs.conversation import is_conversation
+from envs.conversation import is_conversation, to_chat_messages, tools_of
+from envs.conversation_checks import check_opening
 from envs.registry import short_name
 from learner.checkpoint_damage import STATE, describe_damage
+from protocol.conversation import build_codec
 from protocol.files import atomic_write
 from protocol.model_json import read_model_json
+from protocol.prompting import load_prompter
 from supervisor.job import build_environment, environment_errors, first_task
 from supervisor.models import Checkpoint, find_checkpoint
 from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
@@ -124,6 +127,7 @@ class TrainingRecord(NamedTuple):
     evaluations: Sequence[Record]
     versions: Mapping[str, str]
     example_prompt: str
+    is_conversation: bool = False
 
 
 def read_training_record(checkpoint: Checkpoint) -> TrainingRecord:
@@ -140,7 +144,7 @@ def read_training_record(checkpoint: Checkpoint) -> TrainingRecord:
         updates=_up_to(select_kind(records, "update"), checkpoint.update),
         evaluations=_up_to(select_kind(records, "evaluation"), checkpoint.update),
         versions=versions,
-        example_prompt=_example_prompt(config),
+        **_describe_environment(config, checkpoint.directory),
     )
 
 
@@ -148,24 +152,30 @@ def _up_to(records: Sequence[Record], update: int) -> list[Record]:
     return [record for record in records if record["update"] <= update]
 
 
-def _example_prompt(config: Config) -> str:
-    """The first prompt of a task; "" where the environment is not to be had here."""
+def _describe_environment(config: Config, policy: Path) -> dict[str, Any]:
+    """The first prompt of a task, and whether there are conversations, as in a TrainingRecord.
+
+    The prompt is "" where the environment is not to be had here.
+    """
     try:
         environment = build_environment(config)
         with environment_errors(config), first_task(environment) as episode:
-            prompt = _first_prompt(environment, episode)
+            prompt = _first_prompt(config, environment, episode, policy)
     except ConfigError:
-        return ""
+        return {"example_prompt": ""}
     if len(prompt) > MAX_PROMPT_CHARACTERS:
-        return prompt[:MAX_PROMPT_CHARACTERS] + " …"
-    return prompt
+        prompt = prompt[:MAX_PROMPT_CHARACTERS] + " …"
+    return {"example_prompt": prompt, "is_conversation": is_conversation(environment)}
 
 
-def _first_prompt(environment: Environment, episode: Any) -> str:
-    """The first prompt of an episode, or the messages that it begins with, as text."""
-    if is_conversation(environment):
-        return "\n".join(f"{said.role}: {said.content}" for said in episode.messages)
-    return environment.prompt(environment.view(episode))
+def _first_prompt(config: Config, environment: Environment, episode: Any, policy: Path) -> str:
+    """The first prompt of an episode; of a conversation with all that the policy reads."""
+    if not is_conversation(environment):
+        return environment.prompt(environment.view(episode))
+    prompter = load_prompter(policy, config.model.chat_options())
+    codec = build_codec(prompter, tools_of(environment))
+    opening = to_chat_messages(check_opening(episode.messages))
+    return prompter.decode_exactly(codec.encode_prompt(opening))
 
 
 def _read_evaluation(file: Path | None) -> dict[str, Any] | None:
@@ -180,13 +190,15 @@ def _read_evaluation(file: Path | None) -> dict[str, Any] | None:
 def model_card(record: TrainingRecord, evaluation: Mapping[str, Any] | None) -> str:
     """The model card, as Markdown with the hub's metadata."""
     environment = short_name(record.config.env.name)
+    turns = "each turn it gets one user message, and answers with a thought and an action"
+    if record.is_conversation:
+        turns = "it answers in words, or calls tools"
     lines = [
         *_metadata(record.config),
         f"# {environment} agent, after {record.update} updates",
         "",
         f"A policy for the environment `{environment}`, trained by reinforcement learning with "
-        "foray. It plays multi-turn episodes: each turn it gets one user message, and answers "
-        "with a thought and an action.",
+        f"foray. It plays multi-turn episodes: {turns}.",
         "",
         *_results(record, evaluation),
         *_training(record),
@@ -302,6 +314,7 @@ def _training(record: TrainingRecord) -> Iterator[str]:
 
 def _usage(record: TrainingRecord) -> Iterator[str]:
     decoding = record.config.decoding(evaluation=True)
+    endpoint = "/v1/completions" if record.is_conversation else "/v1/chat/completions"
     arguments = "do_sample=False"
     if not decoding.greedy:
         values = (f"{name}={value:g}" for name, value in decoding._asdict().items())
@@ -314,15 +327,7 @@ def _usage(record: TrainingRecord) -> Iterator[str]:
     yield 'directory = "."  # or the name on the hub'
     yield "tokenizer = AutoTokenizer.from_pretrained(directory)"
     yield "model = AutoModelForCausalLM.from_pretrained(directory)"
-    model = record.config.model
-    yield 'messages = [{"role": "user", "content": prompt}]  # as below'
-    if model.system_prompt:
-        yield f'messages.insert(0, {{"role": "system", "content": {model.system_prompt!r}}})'
-    yield f"arguments = {model.template_arguments!r}  # of the chat template"
-    yield "inputs = tokenizer.apply_chat_template("
-    yield '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True,'
-    yield "    **arguments,"
-    yield ")"
+    yield from _encoding(record)
     yield f"decoding = dict({arguments})  # as in the run's evaluations"
     yield "output = model.generate("
     yield f"    **inputs, **decoding, max_new_tokens={record.config.sampling.max_tokens}"
@@ -330,8 +335,7 @@ def _usage(record: TrainingRecord) -> Iterator[str]:
     yield "```"
     yield ""
     yield (
-        "Or serve it by `vllm serve .`, and ask `/v1/chat/completions`, with "
-        f"{describe_decoding(decoding)}."
+        f"Or serve it by `vllm serve .`, and ask `{endpoint}`, with {describe_decoding(decoding)}."
     )
     yield ""
     if record.example_prompt:
@@ -341,3 +345,20 @@ def _usage(record: TrainingRecord) -> Iterator[str]:
         yield record.example_prompt
         yield "~~~"
         yield ""
+
+
+def _encoding(record: TrainingRecord) -> Iterator[str]:
+    """Lines of Python that make tokens of a prompt."""
+    model = record.config.model
+    if record.is_conversation:
+        yield "# a prompt as below"
+        yield 'inputs = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")'
+        return
+    yield 'messages = [{"role": "user", "content": prompt}]  # as below'
+    if model.system_prompt:
+        yield f'messages.insert(0, {{"role": "system", "content": {model.system_prompt!r}}})'
+    yield f"arguments = {model.template_arguments!r}  # of the chat template"
+    yield "inputs = tokenizer.apply_chat_template("
+    yield '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True,'
+    yield "    **arguments,"
+    yield ")"

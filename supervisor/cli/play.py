@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from config import Config, ConfigError
-from config.resolve import parse_overrides, read_record, resolve
+from config.resolve import parse_overrides, resolve, resolve_recorded
 from envs.base import Environment, Episode, Split
 from envs.conversation import is_conversation, tools_of
 from envs.play import close_episode, start_episode
 from envs.view import AgentView
 from protocol.chat_codec import ChatCodec
-from protocol.chat_format import ChatOptions
 from protocol.conversation import build_codec
 from supervisor.cli.check import CharacterPrompter
 from supervisor.cli.play_conversation import (
@@ -34,7 +33,7 @@ from supervisor.cli.play_conversation import (
     play_conversation,
 )
 from supervisor.job import build_environment, environment_errors
-from supervisor.models import Checkpoint, find_checkpoint
+from supervisor.models import find_checkpoint
 from telemetry.work_clock import show_work
 
 if TYPE_CHECKING:
@@ -86,9 +85,19 @@ def main(arguments: list[str]) -> int:
         help="expert, a run, or the directory of a checkpoint; without it you play",
     )
     options, rest = parser.parse_known_args(arguments)
-    config = resolve(None, parse_overrides(rest))
+    config = resolve_played(options.watch, parse_overrides(rest))
     play(config, options.split, options.task, options.watch, Console())
     return 0
+
+
+def resolve_played(watch: str, overrides: dict[str, str]) -> Config:
+    """Resolve the settings to play with: over those of the run, if one is watched."""
+    checkpoint = None
+    if watch not in ("", "expert"):
+        checkpoint = find_checkpoint(watch)
+    if checkpoint is None or not (checkpoint.run_dir / "config.toml").is_file():
+        return resolve(None, overrides)
+    return resolve_recorded(checkpoint.run_dir / "config.toml", overrides).config
 
 
 def play(config: Config, split: Split, task: int, watch: str, console: Console) -> bool:
@@ -218,19 +227,8 @@ def _load_generator(config: Config, watch: str) -> LocalGenerator:
             config.decoding(evaluation=True),
             config.sampling.max_tokens,
             config.run.seed,
-            _chat_options(config, checkpoint),
+            config.model.chat_options(),
         )
-
-
-def _chat_options(config: Config, checkpoint: Checkpoint | None) -> ChatOptions:
-    """How prompts are rendered: as the settings say, or else as those of the checkpoint's run."""
-    options = config.model.chat_options()
-    if options != ChatOptions() or checkpoint is None:
-        return options
-    file = checkpoint.run_dir / "config.toml"
-    if not file.is_file():
-        return options
-    return read_record(file).model.chat_options()
 
 
 def _ask(environment: Environment, view: AgentView, console: Console) -> Move | None:

@@ -264,6 +264,14 @@ def test_model_card_says_how_prompts_are_rendered() -> None:
     assert "arguments = {'enable_thinking': False}" in card
 
 
+def test_model_card_of_conversations_takes_the_whole_prompt() -> None:
+    """No message of the user alone is what the policy has read."""
+    record = TrainingRecord(small_config(), 0, [], [], {}, "<|im_start|>system", True)
+    card = model_card(record, None)
+    assert "it answers in words, or calls tools" in card
+    assert "inputs = tokenizer(prompt, add_special_tokens=False" in card
+
+
 def test_export_cites_an_evaluation(learning_run: Job, tmp_path: Path) -> None:
     evaluation = tmp_path / "eval.json"
     episodes = [EvaluatedEpisode(n, "heat", n < 3, 1.0, 2, index=n) for n in range(4)]

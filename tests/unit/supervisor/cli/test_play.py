@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from config import Config, ConfigError
+from config.resolve import to_toml
 from envs.base import EnvironmentFailure
 from envs.registry import make_environment
-from supervisor.cli.play import play
+from supervisor.cli.play import play, resolve_played
 from tests.fixtures.runs import small_config
 from tests.fixtures.tool_environment import tool_code
 
@@ -44,6 +45,19 @@ def test_a_checkpoint_plays_until_its_turns_are_used_up(small_policy: Path):
         and output.count("invalid") == 2
         and "not solved: reward 0 after 2 turns" in output
     )
+
+
+def test_resolve_played_takes_the_settings_of_the_run_that_is_watched(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "000001"
+    checkpoint.mkdir(parents=True)
+    (tmp_path / "prices.py").write_text(tool_code())
+    name = str(tmp_path / "prices.py")
+    config = small_config(env__name=name, model__system_prompt="Be brief.")
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    played = resolve_played(str(checkpoint), {"sampling.max_tokens": "7"})
+    assert (played.env.name, played.model.system_prompt) == (name, "Be brief.")
+    assert played.sampling.max_tokens == 7
+    assert resolve_played("expert", {}).env.name == "alfworld"
 
 
 def test_a_number_chooses_a_listed_action(monkeypatch: pytest.MonkeyPatch):
