@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +16,6 @@ from learner.ranks import Ranks
 from learner.training import Training
 from learner.warm_start.tiny import build_tiny
 from protocol.lifetime import dying_with_parent
-from supervisor.endpoints import free_port
 from supervisor.run import learner_environments
 from tests.fixtures import ROOT
 from tests.fixtures.learner import TURNS, job_in
@@ -32,84 +29,37 @@ def numbers(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "seconds_train"}
 
 
-def start(
-    directory: Path, name: str, how: str, launch: Sequence[str] = (), **variables: str
-) -> subprocess.Popen:
-    """tests/fixtures/ranks_program.py: one start for all cases."""
+def run(directory: Path, *words: str, launch: Sequence[str] = ()) -> None:
+    """Run tests/fixtures/ranks_program.py; AssertionError with what it said where it failed."""
     program = str(TESTS / "fixtures" / "ranks_program.py")
-    command = [sys.executable, *launch, program, str(directory), name, how]
+    command = [sys.executable, *launch, program, str(directory), *words]
     environment = {
         **os.environ,
         "PYTHONPATH": str(TESTS.parent),
         "PYTHONSAFEPATH": "1",  # beside the program are modules with the names of ours
         "OMP_NUM_THREADS": "1",
-        **variables,
     }
-    return subprocess.Popen(
+    ended = subprocess.run(
         command,
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        timeout=400,
         preexec_fn=dying_with_parent(),
     )
-
-
-def finish(processes: Sequence[subprocess.Popen]) -> None:
-    """Wait for processes; AssertionError with what they said where one failed."""
-    try:
-        for process in processes:
-            _, said = process.communicate(timeout=400)
-            assert process.returncode == 0, said[-3000:]
-    finally:
-        for process in processes:
-            process.kill()
-
-
-def run(directory: Path, name: str, how: str) -> None:
-    """A process by itself."""
-    finish([start(directory, name, how)])
-
-
-def run_by_torchrun(directory: Path, name: str, how: str, ranks: int) -> None:
-    """A group of ranks of one machine."""
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    finish([start(directory, name, how, launch)])
-
-
-def run_on_machines(directory: Path, name: str, how: str, machines: int) -> None:
-    """A rank on each of several machines, as another launcher starts them, which here are one."""
-    group = {
-        "WORLD_SIZE": str(machines),
-        "LOCAL_RANK": "0",
-        "MASTER_ADDR": socket.gethostname(),
-        "MASTER_PORT": str(free_port()),
-    }
-    finish([start(directory, name, how, **group, RANK=str(machine)) for machine in range(machines)])
+    assert ended.returncode == 0, ended.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CASE/NAME.pt of one process by itself, groups of one and of two, and resumes on others.
-
-    The checkpoint of two ranks is resumed by one, whose checkpoint is resumed by three, who write
-    another one.
-    """
+    """CASE/NAME.pt of a group of one that torchrun starts, and of the program's STAGES."""
     directory = tmp_path_factory.mktemp("ranks")
     for case in CASES:
         build_tiny(directory / case / "policy", config_of({}).model.tiny, TURNS, seed=0)
-    run(directory, "single", "begin")
-    _remove_checkpoints(directory)
-    run_by_torchrun(directory, "one", "begin", 1)
-    _remove_checkpoints(directory)
-    run_on_machines(directory, "two", "begin", 2)
-    run_by_torchrun(directory, "two-one", "resume", 1)
-    run_by_torchrun(directory, "one-three", "resume", 3)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    run(directory, "one", "begin", launch=torchrun)
+    run(directory)
     return directory
-
-
-def _remove_checkpoints(directory: Path) -> None:
-    for case in CASES:
-        shutil.rmtree(directory / case / "checkpoints")
 
 
 def load_found(directory: Path, case: str, name: str) -> dict:
