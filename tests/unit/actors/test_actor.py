@@ -139,6 +139,7 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
 
 
 # Several times before the controller is missed.
+@pytest.mark.slow
 @pytest.mark.parametrize("bench", [0.05], indirect=True, ids=["often"])
 async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sent(
     bench: Bench, caplog: pytest.LogCaptureFixture
@@ -179,6 +180,7 @@ async def test_actor_reports_an_episode_that_the_learner_refuses_and_plays_on(
     await bench.end_job(playing)
 
 
+@pytest.mark.slow
 async def test_actor_whose_lease_lapses_in_a_step_asks_for_another_at_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,6 +228,7 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
     await bench.end_job(playing)
 
 
+@pytest.mark.slow
 async def test_actor_whose_shard_is_gone_asks_the_controller(
     bench: Bench,
 ) -> None:

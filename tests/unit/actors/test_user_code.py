@@ -234,6 +234,7 @@ class Arbitrary(OneStep):
         return act if callable(getattr(OneStep, name, None)) or name == "close" else act()
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.sampled_from(METHODS),

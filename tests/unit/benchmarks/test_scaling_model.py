@@ -94,6 +94,7 @@ def test_fewer_places_than_episodes_take_their_turns() -> None:
     assert found.seconds_per_update == pytest.approx(4 * GENERATION)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("controllers", [1, 2])
 def test_controllers_that_are_too_slow_bound_the_turns(controllers: int) -> None:
     costs = replace(STEP, controller_turn=0.05)

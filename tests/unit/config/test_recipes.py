@@ -156,6 +156,7 @@ def refused(names: str) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_alone_makes_a_run(name: str) -> None:
     config = resolve(overrides={"recipe": name})

@@ -82,6 +82,7 @@ async def test_an_engine_that_is_well_and_refuses_its_first_token_is_an_error_of
             await desk.load_weights(0, checksum)
 
 
+@pytest.mark.slow
 async def test_turns_share_no_prefixes_while_some_engine_may_have_other_weights(
     tmp_path: Path, small_policy: Path
 ) -> None:

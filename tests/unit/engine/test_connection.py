@@ -177,6 +177,7 @@ def streaming_slowly(seconds: float, **headers: str) -> Handler:
     return handler
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_never_silent_and_falls_silent_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -365,6 +366,7 @@ async def test_abandoned_turns_are_aborted_together_even_if_the_first_request_is
     assert aborted == [[f"generate-tokens-turn{i}" for i in range(3)]] * 2
 
 
+@pytest.mark.slow
 async def test_an_engine_that_is_gone_is_found_out_though_it_has_no_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

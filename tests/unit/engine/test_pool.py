@@ -168,6 +168,7 @@ async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(
         assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
 
 
+@pytest.mark.slow
 async def test_engine_that_hung_at_the_first_weights_reports_no_version_of_an_earlier_run(
     policies: Policies,
 ) -> None:

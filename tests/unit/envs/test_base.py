@@ -79,6 +79,7 @@ def digests_elsewhere() -> list[dict[str, str]]:
     return [json.loads(process.communicate()[0]) for process in processes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LINES)
 def test_tasks_of_an_environment_are_the_same_in_every_process(
     name: str, digests_elsewhere: list[dict[str, str]]

@@ -76,6 +76,7 @@ def test_responses_of_an_expert_are_valid_even_where_turns_are_wasted(name: str)
             done = result.done
 
 
+@pytest.mark.slow
 @of_each
 def test_thoughts_and_actions_of_an_expert_are_short(name: str) -> None:
     environment = shared_environment(name)
@@ -90,6 +91,7 @@ def test_thoughts_and_actions_of_an_expert_are_short(name: str) -> None:
     assert max(len(response.split()) for response in responses) <= 30
 
 
+@pytest.mark.slow
 @of_each
 def test_an_expert_decides_by_the_view_alone(name: str) -> None:
     """Its action on a turn is that of an expert which is asked then for the first time."""

@@ -71,6 +71,7 @@ def test_checkpoint_is_synced_before_it_has_its_name_exactly_if_asked_for(job, m
     )
 
 
+@pytest.mark.slow
 def test_restored_training_makes_the_very_same_updates(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
@@ -95,6 +96,7 @@ def test_restored_training_makes_the_very_same_updates(job):
         assert first["loss"] == second["loss"] and same(weights(training), weights(restored))
 
 
+@pytest.mark.slow
 def test_the_reference_policy_survives_a_resume(job):
     """It is not the one that training has come to since."""
     settings = msgspec.structs.replace(job.config.learner, kl_coef=0.5, reference_every=2)
@@ -110,6 +112,7 @@ def test_the_reference_policy_survives_a_resume(job):
     assert same(weights(training), weights(restored))
 
 
+@pytest.mark.slow
 def test_what_was_explored_survives_a_resume(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
@@ -123,6 +126,7 @@ def test_what_was_explored_survives_a_resume(job):
     )
 
 
+@pytest.mark.slow
 def test_the_value_head_survives_a_resume(job):
     settings = msgspec.structs.replace(job.config.learner, algorithm=GaeAlgorithm())
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
@@ -137,6 +141,7 @@ def test_the_value_head_survives_a_resume(job):
     assert same(weights(training), weights(restored))
 
 
+@pytest.mark.slow
 def test_collapse_takes_training_back_to_the_checkpoint_before_with_smaller_steps(job, tmp_path):
     """A sign of a collapse takes training back to the checkpoint before it with smaller steps."""
     settings = msgspec.structs.replace(job.config.learner, rollback=0.5)
@@ -233,6 +238,7 @@ def test_resume_without_a_checkpoint_says_so(job):
         Training.restore(job, no_progress)
 
 
+@pytest.mark.slow
 def test_new_settings_hold_after_a_resume(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
@@ -337,6 +343,7 @@ def with_learner(job, **settings):
     return msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=learner))
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_stay_with_the_best_evaluated_one_and_every_so_many(job):
     training = Training.begin(with_learner(job, keep_checkpoints=2, keep_every=4), no_progress)
     for success in (0.1, 0.7, 0.3, 0.2, 0.6, 0.5, 0.4):
@@ -351,6 +358,7 @@ def test_the_newest_checkpoints_stay_with_the_best_evaluated_one_and_every_so_ma
     assert Training.restore(job, no_progress).best == training.best == checkpoint.Evaluated(2, 0.7)
 
 
+@pytest.mark.slow
 def test_after_a_resume_checkpoints_of_before_count_among_the_newest(job):
     job = with_learner(job, keep_checkpoints=2)
     training = Training.begin(job, no_progress)
@@ -379,6 +387,7 @@ def test_a_checkpoint_knows_of_its_files_whether_they_are_as_they_were_written(j
     )
 
 
+@pytest.mark.slow
 def test_with_rollback_the_checkpoint_that_it_goes_back_to_stays(job):
     training = Training.begin(with_learner(job, keep_checkpoints=1, rollback=0.5), no_progress)
     for _ in range(8):

@@ -89,6 +89,7 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
     assert not entropy.requires_grad
 
 
+@pytest.mark.slow
 @with_any_loss
 def test_micro_batch_size_does_not_change_the_gradient(model, settings):
     """The gradient does not depend on the size of micro-batches.
@@ -148,6 +149,7 @@ def test_merged_turns_have_the_values_and_old_log_probs_of_turns_alone(model, es
         assert found.prompt is expected.prompt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_forward", [True, False])
 def test_layers_without_kept_activations_have_the_same_gradient(tmp_path, own_forward, monkeypatch):
     if not own_forward:
@@ -209,6 +211,7 @@ OTHER = 1.5
 """Times the weights of the reference policy."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -25,6 +25,7 @@ def test_free_ports_differ_and_are_none_that_outgoing_connections_get():
     assert len(set(ports)) == 200 and all(10_000 <= port < 32_768 for port in ports)
 
 
+@pytest.mark.slow
 def test_a_port_that_another_process_has_chosen_is_passed_over():
     """Its process may not listen on it yet."""
     chosen = free_port() + 1  # the one that would be tried next

@@ -19,6 +19,7 @@ from supervisor.job import check_job, clean_up, job_file, make_weights_dir, prep
 from tests.fixtures.runs import job_in
 
 
+@pytest.mark.slow
 def test_weights_of_a_killed_supervisor_are_removed_those_of_a_living_one_kept(
     tmp_path: Path,
 ):

@@ -85,6 +85,7 @@ def headers_of(sent: list[Message]) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in sent[0]["headers"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [(None, EVENT), (EVENT, None, EVENT), (EVENT, None)])
 async def test_a_stream_between_two_events_says_that_it_is_alive(steps: tuple) -> None:
     sent = await ask(BearerAuthMiddleware(app_that_sends(*steps)))
@@ -108,12 +109,14 @@ async def test_nothing_is_put_into_the_middle_of_an_event() -> None:
     assert pieces[:3] == [EVENT[:6], EVENT[6:], COMMENT]
 
 
+@pytest.mark.slow
 async def test_nothing_comes_after_the_end_of_a_stream() -> None:
     sent = await ask(BearerAuthMiddleware(app_that_sends(EVENT, None)))
     assert pieces_of(sent)[-1] == b""
     assert [message["more_body"] for message in sent[1:]].index(False) == len(sent) - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "header", [(b"content-type", b"application/json"), (b"content-length", b"0")]
 )
@@ -135,6 +138,7 @@ async def test_an_app_that_fails_leaves_nobody_who_says_that_it_is_alive() -> No
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@pytest.mark.slow
 async def test_a_run_that_releases_the_engine_leaves_it_to_the_next() -> None:
     guarded = BearerAuthMiddleware(app_that_sends())
 

@@ -29,6 +29,7 @@ def episode(max_turns: int = 4) -> SearchEpisode:
     return SearchEpisode(QUESTION, INDEX, topk=2, max_turns=max_turns)
 
 
+@pytest.mark.slow
 def test_it_is_registered():
     assert make_environment("search", history=2).name == "search"
 
@@ -156,6 +157,7 @@ def test_a_wrong_setting_is_an_error_that_names_it(chosen, named):
         Search(**chosen)
 
 
+@pytest.mark.slow
 def test_the_number_of_passages_can_be_set():
     found = (
         Search(topk=5).start("train", 0).step("<search>capital of Bhutan</search>").observation.text

@@ -37,6 +37,7 @@ def test_held_out_questions_share_nothing_with_those_of_training(part):
     assert min(map(len, of_split)) > 40
 
 
+@pytest.mark.slow
 def test_no_question_says_its_answer():
     """Closed-book: nor does it name the country that it is about."""
     for question in TRAIN + HELD_OUT:

@@ -117,6 +117,7 @@ async def test_nothing_found_is_no_failure(result):
         assert await ask(url) == []
 
 
+@pytest.mark.slow
 async def test_server_errors_are_tried_again():
     async def at_the_third(body, number):
         return await json_answer([[HIT]]) if number == 3 else web.Response(status=500 + number)
@@ -126,6 +127,7 @@ async def test_server_errors_are_tried_again():
     assert len(bodies) == 3
 
 
+@pytest.mark.slow
 async def test_an_answer_that_does_not_come_is_tried_again():
     async def at_the_second(body, number):
         if number == 1:
@@ -173,6 +175,7 @@ async def test_an_answer_that_drips_is_given_up():
             await ask(url, attempt_timeout_s=0.2, deadline_s=0.3)
 
 
+@pytest.mark.slow
 async def test_a_server_that_fails_until_the_deadline_is_a_failure_that_says_how():
     async with answering(lambda body, number: json_answer("busy", status=503)) as (url, _):
         with pytest.raises(

@@ -86,6 +86,7 @@ async def test_a_light_request_is_answered_while_a_heavy_one_is_under_way():
     assert asked > 3
 
 
+@pytest.mark.slow
 async def test_an_answer_is_bounded_and_the_error_says_by_what():
     index = BM25Index([f"Paro {'x' * (1 << 20)}"] * 10)
     async with serve_app(build_app(index), "/retrieve") as url:
@@ -119,6 +120,7 @@ async def test_a_malformed_request_is_answered_with_400_and_the_reason(body, mes
     assert message in answer["error"]
 
 
+@pytest.mark.slow
 def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"id": "0", "contents": "Paro is in Bhutan."}')
@@ -146,6 +148,7 @@ def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
             server.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_any_free_port_is_said_as_the_one_that_is_listened_on(host: str):
     command = [sys.executable, "run.py", "retriever", "--host", host, "--port", "0"]
@@ -161,6 +164,7 @@ def test_any_free_port_is_said_as_the_one_that_is_listened_on(host: str):
             server.kill()
 
 
+@pytest.mark.slow
 def test_a_taken_port_is_an_error_that_names_it(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

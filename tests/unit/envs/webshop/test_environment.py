@@ -55,6 +55,7 @@ def test_a_setting_comes_before_the_environment_variable(tmp_path, monkeypatch):
     assert WebShop(data=str(write_shop(tmp_path))).size("held_out") > 0
 
 
+@pytest.mark.slow
 def test_only_the_chosen_kinds_of_goals_are_played():
     environment = WebShop(task_types=["human"])
     assert {environment.start("train", i).task_type for i in range(50)} == {"human"}

@@ -128,6 +128,7 @@ def test_of_a_repeated_asin_the_nouns_are_those_of_the_product_that_is_sold(tmp_
     ]
 
 
+@pytest.mark.slow
 def test_without_spacy_the_noun_table_says_what_to_install(tmp_path):
     write_shop(tmp_path)
     code = (

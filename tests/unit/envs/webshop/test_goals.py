@@ -132,6 +132,7 @@ def test_no_product_is_meant_in_both_splits_of_the_default_shop(kind):
     assert len(WORLD.goals[kind]["held_out"]) > 500
 
 
+@pytest.mark.slow
 def test_every_goal_of_the_default_shop_is_met_by_what_was_meant():
     for splits in WORLD.goals.values():
         for found in (*splits["train"], *splits["held_out"]):

@@ -104,6 +104,7 @@ def test_the_engine_gets_the_policy_that_is_trained(job: Job) -> None:
     torch.testing.assert_close(merged, trained, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_checkpoint(job: Job) -> None:
     """To float error: the checkpoint has merged weights, which adapters come out of again."""
     training = begun(job)

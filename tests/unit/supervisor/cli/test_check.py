@@ -84,6 +84,7 @@ FLAWED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flaw", FLAWED)
 def test_check_of_a_flawed_environment_names_what_is_wrong(
     flaw: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
