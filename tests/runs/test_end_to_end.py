@@ -115,7 +115,7 @@ def test_each_shard_takes_turns_and_hears_its_own_engine(played: Run):
 
 
 async def test_engine_that_dies_while_it_loads_weights_is_restarted_and_the_run_goes_on(
-    tmp_path: Path, monkeypatch
+    tmp_path: Path, small_policy: Path, monkeypatch
 ):
     """Its core dies, and leaves a server that can do nothing.
 
@@ -126,8 +126,8 @@ async def test_engine_that_dies_while_it_loads_weights_is_restarted_and_the_run_
     make_keys(tmp_path / "keys", "host")
     settings = SMALL | {
         "run.dir": str(tmp_path / "run"),
-        "run.max_updates": "30",  # for some seconds, in each of which the controller reports once
-        "run.cache_dir": str(tmp_path / "cache"),
+        "run.max_updates": "12",  # for some seconds, in each of which the controller reports once
+        "model.name": str(small_policy),
     }
     settings |= {
         "env.max_turns": "3",
@@ -149,7 +149,7 @@ async def test_engine_that_dies_while_it_loads_weights_is_restarted_and_the_run_
         "engine was killed (SIGKILL, as the system does when memory runs out): started again"
         in run.output
     )
-    assert [m["update"] for m in run.updates()] == list(range(1, 31)) and run.summary()[
+    assert [m["update"] for m in run.updates()] == list(range(1, 13)) and run.summary()[
         "dropped"
     ] == {}
     assert all(m["token_age_max"] <= 2 for m in run.updates())  # max_staleness + order_window
@@ -173,6 +173,7 @@ async def test_reward_rises_in_the_example_environment(
     run = await run_to_the_end(
         tmp_path / "run",
         env=environment,
+        env__max_turns="0",
         run__max_updates="8",
         run__cache_dir=str(tmp_path / "cache"),
         warm_start__episodes="1500",

@@ -22,13 +22,14 @@ def tagged(notebook, tag: str) -> list:
 
 
 @pytest.mark.slow
-def test_notebook_trains_and_shows_curves_and_episodes(tmp_path: Path) -> None:
+def test_notebook_trains_and_shows_curves_and_episodes(tmp_path: Path, small_policy: Path) -> None:
     """A run of one process stands for the default one; all other cells are as a reader has them."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = tagged(notebook, "parameters")
     run_dir = tmp_path / "run"
+    settings = SETTINGS | {"model.name": str(small_policy)}
     parameters.source = (
-        f"OPTIONS = {' '.join(['--serial', *options(SETTINGS)])!r}\nRUN = {str(run_dir)!r}"
+        f"OPTIONS = {' '.join(['--serial', *options(settings)])!r}\nRUN = {str(run_dir)!r}"
     )
     where = {"metadata": {"path": str(NOTEBOOK.parent)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=where).execute()

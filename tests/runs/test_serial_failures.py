@@ -56,7 +56,7 @@ def test_a_turn_that_fails_inside_the_controller_costs_its_episode_not_the_run(
     real = TurnRunner.run
 
     async def failing_once(self, request, seed):
-        if next(calls) == 60:  # of training: evaluation has at most 40 turns
+        if next(calls) == 12:  # of training: evaluation has at most 8 turns
             raise ZeroDivisionError("injected")
         return await real(self, request, seed)
 

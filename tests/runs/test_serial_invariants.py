@@ -31,7 +31,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Traje
     return serial_run(
         tmp_path_factory.mktemp("serial") / "run",
         run__max_updates="3",
-        env__max_turns="8",
         control__max_thinking="3",
         control__t2po__min_thinking="1",
         control__t2po__eta="1e9",

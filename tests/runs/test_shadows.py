@@ -20,11 +20,12 @@ FOREIGN = ("random", "torch", "zmq")
 
 
 async def test_serial_run_in_a_directory_of_shadows_runs_and_is_interrupted(
-    tmp_path: Path,
+    tmp_path: Path, small_policy: Path
 ) -> None:
     """A run of one process goes on in a directory full of modules with the names of ours."""
     settings = SMALL | {
         "run.dir": str(tmp_path / "run"),
+        "model.name": str(small_policy),
         "env.max_turns": "2",
         "run.max_updates": "1000",
         "learner.checkpoint_every": "1000",

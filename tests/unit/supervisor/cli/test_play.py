@@ -15,7 +15,13 @@ from supervisor.cli.play import play, resolve_played
 from tests.fixtures.runs import small_config
 from tests.fixtures.tool_environment import tool_code
 
-CONFIG = small_config()
+
+def full_config(**overrides: str) -> Config:
+    """SMALL with overrides, in as many turns as the environment itself allows."""
+    return small_config(**{"env__max_turns": "0"} | overrides)
+
+
+CONFIG = full_config()
 
 
 def watched(config: Config = CONFIG, task: int = 5, watch: str = "") -> tuple[bool, str]:
@@ -39,7 +45,7 @@ def test_the_expert_solves_the_task_and_says_what_it_thinks():
 
 
 def test_a_checkpoint_plays_until_its_turns_are_used_up(small_policy: Path):
-    solved, output = watched(small_config(env__max_turns="2"), watch=str(small_policy))
+    solved, output = watched(full_config(env__max_turns="2"), watch=str(small_policy))
     assert (
         not solved
         and output.count("invalid") == 2
@@ -81,15 +87,13 @@ def test_a_response_in_the_form_that_an_agent_is_asked_for_is_read_as_one(
 
 def test_an_action_whose_name_is_a_number_is_that_of_its_name(monkeypatch: pytest.MonkeyPatch):
     typing(monkeypatch, "1", "7", "q")
-    _, output = watched(
-        small_config(env__name="gymnasium", env__settings__id="CartPole-v1"), task=0
-    )
+    _, output = watched(full_config(env__name="gymnasium", env__settings__id="CartPole-v1"), task=0)
     assert output.count("\n> ") == 1 and "\n> 1\n" in output
 
 
 def test_a_tagged_search_is_made_as_an_agent_would_make_it(monkeypatch: pytest.MonkeyPatch):
     typing(monkeypatch, "<think>x</think> <search> capital of Bhutan </search>", "q")
-    assert "Doc 1: " in watched(small_config(env__name="search"))[1]
+    assert "Doc 1: " in watched(full_config(env__name="search"))[1]
 
 
 def test_text_is_an_action_and_an_empty_line_or_a_wrong_number_is_not(
@@ -110,9 +114,7 @@ def test_brackets_in_a_question_are_shown_as_they_are(
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     typing(monkeypatch, "q")
     _, output = watched(
-        small_config(
-            env__name="search", env__settings__questions=str(tmp_path / "questions.jsonl")
-        ),
+        full_config(env__name="search", env__settings__questions=str(tmp_path / "questions.jsonl")),
         task=0,
     )
     assert "Who is [/i] number" in output and "[a], held_out task 0" in output
@@ -142,7 +144,7 @@ def test_a_task_that_does_not_exist_is_refused():
 
 def test_an_expert_where_there_is_none_is_refused():
     with pytest.raises(ConfigError, match=r"^env\.name: textarena has no expert"):
-        watched(small_config(env__name="textarena"), task=0, watch="expert")
+        watched(full_config(env__name="textarena"), task=0, watch="expert")
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path):
@@ -152,7 +154,7 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path):
 
 def test_without_a_list_of_actions_the_player_is_told_their_form(monkeypatch: pytest.MonkeyPatch):
     typing(monkeypatch, "<search>capital of Bhutan</search>", "q")
-    _, output = watched(small_config(env__name="search"))
+    _, output = watched(full_config(env__name="search"))
     assert "<answer>" in output and "capital of Bhutan" in output and "Doc 1: " in output
 
 
@@ -162,7 +164,7 @@ def test_person_calls_a_tool_of_a_conversation_and_answers(
     file = tmp_path / "prices.py"
     file.write_text(tool_code())
     typing(monkeypatch, 'price {"fruit": "fig"}', "no idea")
-    solved, output = watched(small_config(env__name=str(file)))
+    solved, output = watched(full_config(env__name=str(file)))
     assert not solved
     assert "assistant: price(fruit='fig')\ntool: " in output
     assert "not solved: reward 0 after 2 turns" in output
