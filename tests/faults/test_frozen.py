@@ -28,11 +28,22 @@ def process_called(run: Run, name: str) -> int:
     return run.pid_of(name)
 
 
+async def freeze(run: Run, name: str) -> None:
+    """Stop a process for a while, and wait until the run has gone on after that."""
+    pid = process_called(run, name)
+    os.kill(pid, signal.SIGSTOP)
+    until = time.monotonic() + STOPPED
+    await run.until(lambda: time.monotonic() > until)
+    os.kill(pid, signal.SIGCONT)
+    before = len(run.updates())
+    await run.until(lambda: len(run.updates()) >= before + 4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["learner", "controller", "supervisor", "an actor"])
-async def test_a_process_that_was_frozen_loses_nothing_and_doubles_nothing(
-    tmp_path: Path, small_policy: Path, name: str
+async def test_processes_that_were_frozen_lose_nothing_and_double_nothing(
+    tmp_path: Path, small_policy: Path
 ) -> None:
+    """One after the other, in one run."""
     settings = {
         "actor__heartbeat_seconds": str(HEARTBEAT),
         "run__max_updates": "100000",
@@ -42,13 +53,8 @@ async def test_a_process_that_was_frozen_loses_nothing_and_doubles_nothing(
         tmp_path / "run", small_policy, env__max_turns="1", actor__max_leases="100", **settings
     ) as run:
         await run.until(lambda: len(run.updates()) >= 2)
-        pid = process_called(run, name)
-        os.kill(pid, signal.SIGSTOP)
-        until = time.monotonic() + STOPPED
-        await run.until(lambda: time.monotonic() > until)
-        os.kill(pid, signal.SIGCONT)
-        before = len(run.updates())
-        await run.until(lambda: len(run.updates()) >= before + 4)
+        for name in ("learner", "controller", "supervisor", "an actor"):
+            await freeze(run, name)
         run.process.send_signal(signal.SIGINT)
         assert await run.ended() == 130, run.output
         numbers = [line["update"] for line in run.updates()]

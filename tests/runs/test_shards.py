@@ -71,14 +71,18 @@ async def ends_well(run: Run) -> None:
     assert max(line["token_age_max"] for line in run.updates()) <= 2
 
 
-async def test_a_killed_shard_is_started_again_and_takes_turns_with_the_newest_weights(
+async def test_a_shard_that_is_stopped_or_killed_comes_back_and_others_take_its_turns(
     tmp_path: Path, small_policy
 ):
+    """First it is stopped for a while, then it is killed, and started again."""
     async with running_small(
         tmp_path / "run", small_policy, run__max_updates="1000", **SHARDED
     ) as run:
         await run.until(lambda: run.updates() and spans(run, "controller-1"))
+        stopped = run.pid_of("controller", "1")
+        await stop_for_a_while(run, stopped)
         killed = run.pid_of("controller", "1")
+        assert killed == stopped
         os.kill(killed, signal.SIGKILL)
         await run.until(lambda: run.pid_of("controller", "1") not in (None, killed))
         before = spans(run, "controller-1")
@@ -90,25 +94,17 @@ async def test_a_killed_shard_is_started_again_and_takes_turns_with_the_newest_w
         )
 
 
-async def test_the_turns_of_a_stopped_shard_go_to_others_and_it_comes_back(
-    tmp_path: Path, small_policy
-):
-    async with running_small(
-        tmp_path / "run", small_policy, run__max_updates="1000", **SHARDED
-    ) as run:
-        await run.until(lambda: run.updates() and spans(run, "controller-1"))
-        stopped = run.pid_of("controller", "1")
-        os.kill(stopped, signal.SIGSTOP)
-        try:
-            await run.until(lambda: "shard 1 was silent" in log_of(run))
-            done = len(run.updates())
-            await run.until(lambda: len(run.updates()) > done + 2)
-            before = spans(run, "controller-1")
-        finally:
-            os.kill(stopped, signal.SIGCONT)
-        await run.until(lambda: spans(run, "controller-1") > before)
-        assert run.pid_of("controller", "1") == stopped
-        await ends_well(run)
+async def stop_for_a_while(run: Run, shard: int) -> None:
+    """Stop shard 1 until others have its turns; it goes on, and takes turns again."""
+    os.kill(shard, signal.SIGSTOP)
+    try:
+        await run.until(lambda: "shard 1 was silent" in log_of(run))
+        done = len(run.updates())
+        await run.until(lambda: len(run.updates()) > done + 2)
+        before = spans(run, "controller-1")
+    finally:
+        os.kill(shard, signal.SIGCONT)
+    await run.until(lambda: spans(run, "controller-1") > before)
 
 
 def log_of(run: Run) -> str:
