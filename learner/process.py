@@ -1,8 +1,4 @@
-"""`python -m learner JOB [SECONDS]`: the learner of a run, or one of its ranks.
-
-It is a rank with torchrun's variables in the environment. SECONDS: what the run had lasted before.
-The limit `run.max_minutes` counts them.
-"""
+"""The process of a learner, or of one of its ranks, from its start to its end."""
 
 import asyncio
 import logging
@@ -38,7 +34,16 @@ async def learn(job: Job, ranks: Ranks, elapsed_s: float) -> None:
         context.term()
 
 
+def start(arguments: list[str]) -> None:
+    """Run the process that the arguments, a job's file and perhaps seconds, ask for."""
+    outlive_readers()  # the log, on a disk that may be full
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    allow_many_files()
+    main(Job.load(Path(arguments[0])), *map(float, arguments[1:]))
+
+
 def main(job: Job, elapsed_s: float = 0.0) -> None:
+    """Train as rank 0, or serve it as another rank."""
     ranks = Ranks.join()
     if ranks.rank:
         serve_rank(job, ranks)
@@ -70,10 +75,3 @@ def _end_now() -> None:
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    outlive_readers()  # the log, on a disk that may be full
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    allow_many_files()
-    main(Job.load(Path(sys.argv[1])), *map(float, sys.argv[2:]))
