@@ -129,7 +129,7 @@ def _play_conversation(
     codec = ChatCodec(CharacterPrompter(), tools_of(environment))
     respond: Callable[[ConversationStage], Respond] = ask_person
     if watch == "expert":
-        respond = partial(follow_expert, environment, random.Random(config.run.seed))
+        respond = partial(follow_expert, config, environment)
     elif watch:
         generate = _load_generator(config, watch)
         with environment_errors(config):

@@ -12,7 +12,7 @@ from rich.console import Console
 from actors.conversation_stage import ConversationStage
 from config import Config
 from envs.base import Environment, Split
-from envs.conversation import Message, ToolCall, describe_message, tools_of
+from envs.conversation import Message, ToolCall, describe_message, find_json_flaw, tools_of
 from envs.play import make_expert
 from protocol.arrays import INT32, pack
 from protocol.chat_codec import ChatCodec
@@ -66,12 +66,15 @@ def play_conversation(
             stage.close()
 
 
-def follow_expert(
-    environment: Environment, rng: random.Random, stage: ConversationStage
-) -> Respond:
+def follow_expert(config: Config, environment: Environment, stage: ConversationStage) -> Respond:
     """Respond as the expert does; ValueError if nobody can demonstrate the task."""
-    expert = make_expert(environment, stage.episode, rng)
-    return lambda _: stage.encode_answer(expert.act(list(stage.messages)))
+    expert = make_expert(environment, stage.episode, random.Random(config.run.seed))
+
+    def respond(_: list[int]) -> list[int]:
+        with environment_errors(config):
+            return stage.encode_answer(expert.act(list(stage.messages)))
+
+    return respond
 
 
 def ask_person(stage: ConversationStage) -> Respond:
@@ -96,7 +99,7 @@ def read_line(line: str) -> Message:
         arguments = json.loads(brace + rest)
     except ValueError:
         return Message("assistant", line)
-    if not isinstance(arguments, dict) or not name.strip():
+    if not isinstance(arguments, dict) or find_json_flaw(arguments) or not name.strip():
         return Message("assistant", line)
     return Message("assistant", tool_calls=(ToolCall(name.strip(), arguments),))
 

@@ -10,8 +10,10 @@ from rich.console import Console
 from config import Config, ConfigError
 from config.resolve import to_toml
 from envs.base import EnvironmentFailure
+from envs.conversation import Message
 from envs.registry import make_environment
 from supervisor.cli.play import play, resolve_played
+from supervisor.cli.play_conversation import read_line
 from tests.fixtures.runs import small_config
 from tests.fixtures.tool_environment import tool_code
 
@@ -150,6 +152,19 @@ def test_an_expert_where_there_is_none_is_refused():
 def test_a_directory_without_a_model_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="--watch"):
         watched(watch=str(tmp_path))
+
+
+def test_expert_that_says_no_message_is_an_error_that_says_so(tmp_path: Path) -> None:
+    code = tool_code() + "\n    def expert(self, episode, rng):\n        return Wordy()\n"
+    code += "\n\nclass Wordy:\n    def act(self, messages):\n        return 'Hello.'\n"
+    (tmp_path / "prices.py").write_text(code)
+    config = small_config(env__name=str(tmp_path / "prices.py"))
+    with pytest.raises(ConfigError, match="the expert's message, where a Message belongs"):
+        watched(config, watch="expert")
+
+
+def test_read_line_takes_what_is_no_json_as_words() -> None:
+    assert read_line('price {"fruit": NaN}') == Message("assistant", 'price {"fruit": NaN}')
 
 
 def test_without_a_list_of_actions_the_player_is_told_their_form(monkeypatch: pytest.MonkeyPatch):
