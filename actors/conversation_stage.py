@@ -32,6 +32,7 @@ from envs.user_errors import MAX_TEXT, require_text
 from protocol.arrays import INT32, unpack
 from protocol.chat_codec import Answer, ChatCodec
 from protocol.conversation import Transcript
+from protocol.tool_calls import to_json
 
 
 class ConversationStage:
@@ -122,7 +123,7 @@ class ConversationStage:
 
     def _fits(self, messages: Sequence[Message]) -> bool:
         """Tell whether messages may fit: those that are far too long are not made into tokens."""
-        return sum(len(message.content) for message in messages) <= self._max_prompt_characters
+        return sum(map(_count_characters, messages)) <= self._max_prompt_characters
 
     def _limit(self, prompt: list[int]) -> list[int] | None:
         if len(prompt) > self._max_prompt_tokens:
@@ -139,6 +140,12 @@ class ConversationStage:
         if len(text) > MAX_TEXT:
             return blake2b(text.encode(), digest_size=16).hexdigest()
         return text
+
+
+def _count_characters(message: Message) -> int:
+    """Count the characters of a message, with its thought and the arguments of its calls."""
+    calls = sum(len(to_json(dict(call.arguments))) for call in message.tool_calls)
+    return len(message.content) + len(message.reasoning) + calls
 
 
 def _build_message(answer: Answer) -> Message:

@@ -106,6 +106,10 @@ def _check_message(name: str, message: object) -> Message:
         )
     if message.tool_calls and message.role != "assistant":
         raise UserCodeError(f"{name} is of the role {message.role}, and only the assistant calls")
+    if message.reasoning and message.role != "assistant":
+        raise UserCodeError(
+            f"{name} is of the role {message.role}, and only the assistant has a reasoning"
+        )
     for number, call in enumerate(message.tool_calls):
         _check_call(f"{name}.tool_calls[{number}]", call)
     return message

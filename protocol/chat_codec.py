@@ -17,6 +17,7 @@ from protocol.chat_messages import (
     add_system_prompt,
     build_function_call,
     fold_system,
+    join_users,
     say_tools,
 )
 from protocol.chat_template import THOUGHT_BEGIN, THOUGHT_END
@@ -124,6 +125,7 @@ class ChatCodec:
         self.turn_end = self._find_turn_end()
         """Text of the special token that ends a message of the policy; "" for none."""
         self._folds_system = not self._takes_system()
+        self._joins_users = not self._takes([*_PROBE, *_PROBE])
         if self._tools and tool_format == "template" and self._shows_tools():
             self._has_native_tools = True
             self._choose_parser()
@@ -322,6 +324,8 @@ class ChatCodec:
             converted = [_with_one_call(message) for message in converted]
         if self._folds_system:
             converted = fold_system(converted)
+        if self._joins_users:
+            converted = join_users(converted)
         return converted
 
     # --- probes
@@ -344,11 +348,15 @@ class ChatCodec:
 
     def _takes_system(self) -> bool:
         """Tell whether the template has a role of the system."""
+        return self._takes([{"role": "system", "content": "instruction"}, *_PROBE])
+
+    def _takes(self, messages: Sequence[ChatMessage]) -> bool:
+        """Tell whether the template renders these messages, the words of the first included."""
         try:
-            text = self._render_alone([{"role": "system", "content": "instruction"}, *_PROBE])
+            text = self._render_alone(messages)
         except ValueError:
             return False
-        return "instruction" in text
+        return messages[0]["content"] in text
 
     def _shows_tools(self) -> bool:
         """Tell whether the template shows tools; ValueError if it cannot."""

@@ -49,20 +49,27 @@ def add_system_prompt(
 
 
 def fold_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Say a first message of the system at the beginning of the user's first one.
+    """Say a first message of the system at the beginning of the user's that comes next.
 
-    Later ones are said as the user's.
+    Other ones are said as the user's, and so is the first if the user does not come next: a prompt
+    has to begin as the one before it did.
     """
-    first = messages[:1]
-    others = [_say_as_user(message) for message in messages[1:]]
-    if not first or first[0]["role"] != "system":
-        return [*first, *others]
-    system = first[0]
-    for number, message in enumerate(others):
-        if message["role"] == "user":
-            content = f"{system['content']}\n\n{message['content']}"
-            return [*others[:number], message | {"content": content}, *others[number + 1 :]]
-    return [system | {"role": "user"}, *others]
+    said = [_say_as_user(message) for message in messages]
+    if len(said) > 1 and messages[0]["role"] == "system" and said[1]["role"] == "user":
+        return [*join_users(said[:2]), *said[2:]]
+    return said
+
+
+def join_users(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say messages of the user that follow each other as one."""
+    joined: list[dict[str, Any]] = []
+    for message in messages:
+        if joined and message["role"] == joined[-1]["role"] == "user":
+            content = f"{joined[-1]['content']}\n\n{message['content']}"
+            joined[-1] = joined[-1] | {"content": content}
+        else:
+            joined.append(message)
+    return joined
 
 
 def _say_as_user(message: dict[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,17 @@ def test_prompt_that_does_not_fit_is_none() -> None:
     assert outcome.prompt is None
 
 
+@pytest.mark.parametrize("said", ["reasoning", "arguments"])
+def test_opening_that_is_far_too_long_is_not_made_into_tokens(said: str) -> None:
+    long = "x" * 10**7
+    answer = Message("assistant", reasoning=long)
+    if said == "arguments":
+        answer = Message("assistant", tool_calls=(ToolCall("price", {"fruit": long}),))
+    environment = OneReply()
+    environment.messages = [answer, Message("user", "?")]
+    assert make_stage(environment).start("train", 0, 0).prompt is None
+
+
 def test_state_key_is_what_was_said_to_the_policy() -> None:
     stage = make_stage(PRICES)
     stage.start("train", 0, 0)

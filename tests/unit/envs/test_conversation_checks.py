@@ -26,6 +26,7 @@ def call(*calls: Any) -> Message:
         ([Message(["user"], "x")], r"as messages\[0\].role, which is one of"),
         ([Message("user", "x", reasoning=3)], "reasoning, where a text belongs"),
         ([Message("user", "x", reasoning="\ud800")], "reasoning, which UTF-8 cannot say"),
+        ([Message("user", "x", reasoning="so")], "only the assistant has a reasoning"),
         ([Message("assistant", tool_calls="f"), QUESTION], "where a tuple of ToolCall belongs"),
         ([call({"name": "f"}), QUESTION], r"tool_calls\[0\], where a ToolCall belongs"),
         ([call(ToolCall("f", "x")), QUESTION], "arguments, which map names to values of JSON"),

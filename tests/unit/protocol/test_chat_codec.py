@@ -12,6 +12,7 @@ from protocol.chat_codec import ChatCodec
 from protocol.conversation import build_message
 from tests.fixtures.conversations import TOOL, arguments, call_tool, say, texts, words
 from tests.fixtures.templates import (
+    ALTERNATES,
     DROPS_THOUGHTS,
     LLAMA,
     OPENS_THOUGHT,
@@ -141,6 +142,27 @@ def test_role_of_the_system_is_said_to_the_user_where_there_is_none() -> None:
     codec = ChatCodec(prompter)
     prompt = codec.encode_prompt([say("system", "Be brief."), say("user", "1+1?")])
     assert "user: Be brief.\n\n1+1?" in prompter.decode_exactly(prompt)
+
+
+def test_instruction_without_a_question_is_said_once() -> None:
+    prompter = make_chat_prompter(OPENS_THOUGHT)
+    following = [say("user", "Go on.")]
+    after = ChatCodec(prompter).encode_continuation(
+        [say("system", "Ask.")], say("assistant", "Why?"), following
+    )
+    assert "Ask." not in prompter.decode_exactly(after)
+
+
+@pytest.mark.parametrize("second", ["user", "system"])
+def test_messages_of_the_user_are_one_where_roles_must_alternate(second: str) -> None:
+    prompter = make_chat_prompter(ALTERNATES)
+    codec = ChatCodec(prompter, [TOOL])
+    following = [say("tool", "2", tool_call_id="call00000"), say(second, "Go on.")]
+    history = [say("user", "Hello."), say(second, "1+1?")]
+    opening = prompter.decode_exactly(codec.encode_prompt(history))
+    after = prompter.decode_exactly(codec.encode_continuation(history, call_tool(0, {}), following))
+    assert "Hello.\n\n1+1?<|im_end|>" in opening
+    assert "user\n<tool_response>\n2\n</tool_response>\n\nGo on.<|im_end|>" in after
 
 
 def test_tool_format_hermes_leaves_a_template_with_tools_out() -> None:
