@@ -12,7 +12,6 @@ from actors.stage import (
     MAX_NAME,
     EpisodeOpening,
     StepOutcome,
-    read_attribute,
     require_flag,
     require_reward,
     require_scores,
@@ -26,7 +25,13 @@ from envs.conversation import (
     number_calls,
     to_chat_messages,
 )
-from envs.conversation_checks import check_answer, check_opening, check_reply
+from envs.conversation_checks import (
+    check_answer,
+    check_opening,
+    check_parts,
+    check_reply,
+    require_reply,
+)
 from envs.play import close_episode, start_conversation
 from envs.user_errors import MAX_TEXT, require_text
 from protocol.arrays import INT32, unpack
@@ -60,6 +65,7 @@ class ConversationStage:
         """Start the task, up to the first prompt."""
         episode = start_conversation(self._environment, split, index, seed)
         self._episode = episode
+        check_parts(episode)
         task = require_text("task", episode.task)
         task_type = require_text("task_type", episode.task_type, MAX_NAME)
         self.messages = check_opening(episode.messages)
@@ -77,21 +83,21 @@ class ConversationStage:
         action = require_text("the policy's answer", describe_message(message))
         self.messages.append(message)
         self._turns += 1
-        reply = episode.reply(message)
-        done = require_flag("done", read_attribute("reply()", reply, "done"))
+        reply = require_reply(episode.reply(message))
+        done = require_flag("done", reply.done)
         cut_off = not done and self._turns >= self._environment.max_turns
         breaks = self._transcript.breaks
         prompt = None
         if not done and not cut_off:
-            prompt = self._extend(message, read_attribute("reply()", reply, "messages"))
-        valid = require_flag("valid", read_attribute("reply()", reply, "valid"))
-        success = require_flag("success", read_attribute("reply()", reply, "success"))
-        truncated = require_flag("truncated", read_attribute("reply()", reply, "truncated"))
+            prompt = self._extend(message, reply.messages)
+        valid = require_flag("valid", reply.valid)
+        success = require_flag("success", reply.success)
+        truncated = require_flag("truncated", reply.truncated)
         return StepOutcome(
             anchor=anchor,
             action=action,
             valid=valid and answer.well_formed,
-            reward=require_reward(read_attribute("reply()", reply, "reward")),
+            reward=require_reward(reply.reward),
             done=done or cut_off,
             success=done and success,
             truncated=cut_off or (done and truncated and not success),

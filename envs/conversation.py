@@ -193,6 +193,8 @@ def _answer_call(call: ToolCall, functions: Mapping[str, Callable[..., object]])
 
 def find_tool_flaw(tools: object) -> str:
     """Say what is wrong with an environment's tools; "" if nothing is."""
+    if isinstance(tools, Mapping):
+        return "tools: one schema is no list; write a tuple or a list, with its comma: (TOOL,)"
     if not isinstance(tools, list | tuple):
         return f"tools: a list of JSON schemas belongs there, not {tools!r:.100}"
     names = set()

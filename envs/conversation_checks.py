@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from envs.conversation import ROLES, Message, ToolCall, find_json_flaw, number_calls
+from envs.conversation import ROLES, Message, Reply, ToolCall, find_json_flaw, number_calls
 from envs.user_errors import UserCodeError, describe_value, require_text
+
+PARTS = ("task", "task_type", "scores", "messages", "reply")
+"""What the episode of an environment that talks in messages has."""
+
+
+def check_parts(conversation: object) -> None:
+    """Raise UserCodeError for what `start` gave, if it lacks a part of a conversation."""
+    missing = [name for name in PARTS if not hasattr(conversation, name)]
+    if not missing:
+        return
+    near = difflib.get_close_matches(missing[0], dir(conversation), n=1)
+    hint = f"; is {near[0]} meant to be {missing[0]}?" if near else ""
+    raise UserCodeError(
+        f"start() gave a {type(conversation).__name__}, which has no {' and no '.join(missing)}"
+        f"{hint}"
+    )
+
+
+def require_reply(reply: object) -> Reply:
+    """Return what reply() gave; UserCodeError for what is no Reply."""
+    if isinstance(reply, Reply):
+        return reply
+    raise UserCodeError(
+        f"the environment gave {describe_value(reply)} as reply(); return a Reply: "
+        "Reply([Message(...)]), or Reply(done=True) (envs.conversation)"
+    )
 
 
 def check_opening(messages: object) -> list[Message]:

@@ -19,7 +19,13 @@ from envs.conversation import (
     is_conversation,
     number_calls,
 )
-from envs.conversation_checks import check_answer, check_opening, check_reply
+from envs.conversation_checks import (
+    check_answer,
+    check_opening,
+    check_parts,
+    check_reply,
+    require_reply,
+)
 from envs.user_errors import require_text
 from envs.view import AgentView
 
@@ -200,6 +206,7 @@ class _ConversationPlayer(_Player):
         self, episode: Conversation, max_turns: int, on_turn: Callable[[], None]
     ) -> ExpertEpisode:
         """Play an episode that has just been started, until it is over or cut off."""
+        check_parts(episode)
         expert = make_expert(self.environment, episode, self.rng)
         said = check_opening(episode.messages)
         new = tuple(said)
@@ -214,7 +221,7 @@ class _ConversationPlayer(_Player):
             answer = number_calls(answer, calls)
             calls += len(answer.tool_calls)
             turns.append(ConversationTurn(new, answer, taught))
-            reply = episode.reply(answer)
+            reply = require_reply(episode.reply(answer))
             reward += reply.reward
             if reply.done:
                 success = reply.success

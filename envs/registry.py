@@ -49,6 +49,11 @@ METHODS = ("size", "start", "view", "prompt", "parse")
 CONVERSATION_NAMES = ("size", "start", "tools")
 """What tells the class of an environment that talks in messages (envs/conversation.py)."""
 
+_INTERFACES = (METHODS, CONVERSATION_NAMES)
+
+MOST_MISSING = 2
+"""Names that a class may lack to be taken for an environment with a mistake."""
+
 _WANTED = f"{', '.join(METHODS)} (or, to talk in messages, {', '.join(CONVERSATION_NAMES)})"
 
 # Named, not imported: an actor loads only the environment it plays.
@@ -254,11 +259,35 @@ def _find_in_file(name: str) -> Callable[..., Any]:
     ]
     if len(own) == 1:
         return own[0]
-    names = ", ".join(value.__name__ for value in own) or "none"
+    if own:
+        names = ", ".join(value.__name__ for value in own)
+        raise EnvironmentNotFound(
+            f"env.name: {text} has several environments, {names}; say which: {text}:NAME"
+        )
+    lacks = [
+        _describe_lack(value)
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__
+    ]
     raise EnvironmentNotFound(
-        f"env.name: {text} has not one class with the methods {_WANTED}, but {names}; "
-        f"say which: {text}:NAME"
+        f"env.name: {text} has no class with the methods {_WANTED}{''.join(lacks)}"
     )
+
+
+def _describe_lack(value: object) -> str:
+    """Say what keeps a class from being an environment; "" for one that is far from it."""
+    if not inspect.isclass(value):
+        return ""
+    missing = min(
+        ([name for name in names if not hasattr(value, name)] for names in _INTERFACES), key=len
+    )
+    if not missing or len(missing) > MOST_MISSING:
+        return ""
+    words = []
+    for name in missing:
+        near = difflib.get_close_matches(name, vars(value), n=1)
+        words.append(f"{name} (is {near[0]} meant to be it?)" if near else name)
+    return f"; the class {value.__name__} has no {' and no '.join(words)}"
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -301,6 +330,7 @@ def _attribute_of(module: ModuleType, attribute: str, place: str) -> Callable[..
     if not _is_environment(value):
         raise EnvironmentNotFound(
             f"env.name: {place} has no class {attribute!r} with the methods {_WANTED}"
+            f"{_describe_lack(value)}"
         )
     return value
 

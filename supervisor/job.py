@@ -39,7 +39,7 @@ from envs.conversation import (
     to_chat_messages,
     tools_of,
 )
-from envs.conversation_checks import check_opening
+from envs.conversation_checks import check_opening, check_parts
 from envs.play import close_episode, make_expert, start_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error, to_printable
@@ -377,6 +377,7 @@ def check_model(config: Config, environment: Environment, directory: Path | None
         with environment_errors(config), first_task(environment) as episode:
             _check_expert(config, environment, episode, directory)
             if is_conversation(environment):
+                check_parts(episode)
                 check_opening(cast(Conversation, episode).messages)
     if directory is None:
         return
@@ -434,6 +435,7 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
 def _encode_first_prompt(prompter: Prompter, environment: Environment, episode: Any) -> list[int]:
     """Encode the prompt that an episode begins with; ValueError for a template that cannot."""
     if is_conversation(environment):
+        check_parts(episode)
         return _encode_conversation(prompter, environment, check_opening(episode.messages))
     answer = environment.format_response("I look around.", "look around")
     if prompter.decode(prompter.encode([answer])[0]).strip() != answer.strip():

@@ -28,6 +28,7 @@ from config import Config
 from config.resolve import parse_overrides, resolve
 from envs.base import Environment, Split
 from envs.conversation import is_conversation, tools_of
+from envs.conversation_checks import check_parts
 from envs.play import close_episode, make_expert, play_expert_episode, start_episode
 from envs.registry import make_environment, short_name
 from envs.threads import call_in_thread
@@ -231,6 +232,7 @@ def opening_of(environment: Environment, task: Task, seed: int) -> tuple[str, st
     episode: Any = start_episode(environment, task.split, task.index, seed)
     try:
         if is_conversation(environment):
+            check_parts(episode)
             return str(episode.task), repr(list(episode.messages)), ""
         prompt = environment.prompt(environment.view(episode))
         return str(episode.task), str(prompt), str(episode.state_key())

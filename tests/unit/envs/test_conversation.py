@@ -47,6 +47,7 @@ def test_find_tool_flaw_of_a_sound_tool_is_none(tool: dict[str, Any]) -> None:
     ("tools", "flaw"),
     [
         ("price", "a list of JSON schemas belongs there"),
+        (make_tool(), r"write a tuple or a list, with its comma: \(TOOL,\)"),
         ([{"name": "f"}], r"tools\[0\]: it has to be"),
         ([make_tool(), make_tool()], r"tools\[1\]: there are two tools 'f'"),
         ([make_tool(name="")], "it has no name"),

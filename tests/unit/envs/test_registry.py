@@ -94,7 +94,10 @@ def test_environment_of_a_file_declares_its_settings(
         ("DIR/none.py", r"there is no file DIR/none\.py on \S+; put it there"),
         ("DIR/my game.py:Nothing", r"my game\.py has no class 'Nothing' with the methods size, "),
         ("DIR/my game.py:BROKEN", r"my game\.py has no class 'BROKEN' "),
-        ("DIR/numbers_beside.py", r"has not one class with the methods size, .*, but none"),
+        ("DIR/numbers_beside.py", r"has no class with the methods size, .*start, tools\)$"),
+        ("DIR/two.py", r"two\.py has several environments, A, B; say which: DIR/two\.py:NAME"),
+        ("DIR/sise.py", r"; the class A has no size \(is sise meant to be it\?\)$"),
+        ("DIR/sise.py:A", r"has no class 'A' .*; the class A has no size \(is sise"),
         ("DIR/broken.py", r"broken\.py cannot be loaded: KeyError: 'x' \(.*broken\.py:2 in"),
         ("no_such_module:Game", r"no module no_such_module .*\./no_such_module\.py:Game"),
         ("json.nothing:Game", r"no module json\.nothing "),
@@ -109,6 +112,9 @@ def test_environment_of_code_that_cannot_be_loaded_says_why(
     """A reason that keeps code of one's own from being found is said before anything starts."""
     directory = game_file.parent
     (directory / "broken.py").write_text("\n{}['x']\n")
+    one = "class A:\n    size = start = tools = print\n"
+    (directory / "two.py").write_text(f"{one}{one.replace('A', 'B')}")
+    (directory / "sise.py").write_text(one.replace("size", "sise"))
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ConfigError, match=message.replace("DIR", str(directory))):
         resolve(None, {"env": name.replace("DIR", str(directory))})

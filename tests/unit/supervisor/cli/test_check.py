@@ -131,13 +131,21 @@ def test_check_of_the_guides_conversation_finds_nothing(
     assert (status, output.splitlines()[-1]) == (0, "nothing is wrong with it")
 
 
+@pytest.mark.parametrize(
+    ("sound", "wrong", "flaw"),
+    [
+        ("return Reply(answer_calls(", "return Reply(() and (", "gave no messages as reply()."),
+        ("return Reply(answer_calls(", "return (answer_calls(", "as reply(); return a Reply: "),
+        ("def reply(", "def replay(", "Purchase, which has no reply; is replay meant to be reply?"),
+    ],
+)
 def test_check_says_what_a_conversation_replies_that_cannot_be_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sound: str, wrong: str, flaw: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = tool_code().replace("return Reply(answer_calls(", "return Reply(() and (")
-    status, output = checked(tmp_path, code, capsys)
+    code = tool_code().replace(sound, wrong)
+    status, output = checked(tmp_path, code, capsys, tasks=2)
     assert status == 1
-    assert "gave no messages as reply().messages" in output
+    assert flaw in output
 
 
 def test_tools_that_are_none_are_refused_before_anything_starts(
