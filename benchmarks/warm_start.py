@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config.resolve import resolve
-from learner.data.samples import TrainingSample
+from learner.data.rows import Row, merge_turns, row_length
 from learner.model.policy import load_policy
 from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
 from learner.warm_start.tiny import build_tiny
@@ -117,15 +117,16 @@ def _tokens_per_second(policy_dir: Path, threads: int) -> float:
     while time.perf_counter() - started < SECONDS:
         batch = next(batches)
         imitate_batch(model, optimizers, batch)
-        tokens += sum(sample.length for sample in batch)
+        tokens += sum(map(row_length, batch))
     return tokens / (time.perf_counter() - started)
 
 
-def _batches(policy_dir: Path) -> Iterator[list[TrainingSample]]:
+def _batches(policy_dir: Path) -> Iterator[list[Row]]:
     tokenizer = TurnTokenizer(load_prompter(policy_dir))
     samples = [sample for turns in _episodes() for sample in tokenizer.tokenize_turns(turns)]
+    rows = merge_turns(samples)
     return itertools.cycle(
-        draw_batches(samples, resolve().warm_start.batch_tokens, 1.0, np.random.default_rng(0))
+        draw_batches(rows, resolve().warm_start.batch_tokens, 1.0, np.random.default_rng(0))
     )
 
 

@@ -13,15 +13,15 @@ class EnvSection(Section, frozen=True):
     name: Annotated[
         str,
         says(
-            "Environment: alfworld, webshop, search, textarena, gymnasium, one registered by "
-            "entry point, ./FILE.py, ./FILE.py:NAME or MODULE:NAME"
+            "Environment: alfworld, arithmetic, webshop, search, textarena, gymnasium, one "
+            "registered by entry point, ./FILE.py, ./FILE.py:NAME or MODULE:NAME"
         ),
     ] = "alfworld"
     max_turns: Annotated[
         int,
         says(
             "Turns an episode may take; 0: the environment's own limit (ALFWorld: small 20, "
-            "real 50; webshop 15; search 4; others 30)",
+            "real 50; webshop 15; search 4; arithmetic 5; others 30)",
             ge=0,
         ),
     ] = 0

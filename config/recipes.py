@@ -45,7 +45,8 @@ def own_recipes(model: str, environment: str, serial: bool) -> list[str]:
 
 def is_own_recipe(name: str) -> bool:
     """Tell whether some run takes a recipe by itself, by its name."""
-    return name.partition("-")[0] in (*NAMED_MODELS, SERIAL)
+    first, _, rest = name.partition("-")
+    return first in (*NAMED_MODELS, SERIAL) and rest in ("", *recipe_names())
 
 
 def split_names(text: str) -> list[str]:

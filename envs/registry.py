@@ -59,6 +59,7 @@ _WANTED = f"{', '.join(METHODS)} (or, to talk in messages, {', '.join(CONVERSATI
 # Named, not imported: an actor loads only the environment it plays.
 _BUILT_IN = {
     "alfworld": "envs.alfworld.environment:AlfWorld",
+    "arithmetic": "envs.arithmetic:Arithmetic",
     "gymnasium": "envs.games.gymnasium:Gymnasium",
     "search": "envs.search.environment:Search",
     "textarena": "envs.games.textarena:TextArena",

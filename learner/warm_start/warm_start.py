@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from config import Config, WarmStartSection
 from config.options import this_command
 from learner.data.batching import microbatches
-from learner.data.rows import merge_turns
+from learner.data.rows import Row, merge_turns, row_length
 from learner.data.samples import TrainingSample
 from learner.model.policy import log_probs
 from learner.warm_start.demonstrations import NoDemonstrations, TurnTokenizer, play_tasks
@@ -74,7 +74,7 @@ def warm_start(
             f"see what it does: `{this_command()} check`"
         )
     rng = np.random.default_rng(config.run.seed)
-    batches = list(draw_batches(samples, settings.batch_tokens, settings.epochs, rng))
+    batches = list(draw_batches(merge_turns(samples), settings.batch_tokens, settings.epochs, rng))
     optimizers = make_optimizers(model, settings)
     peaks = [optimizer.defaults["lr"] for optimizer in optimizers]
     losses = []
@@ -91,7 +91,7 @@ def warm_start(
         "won": float(won),
         "turns": float(len(samples)),
         "steps": float(len(batches)),
-        "tokens": float(sum(sample.length for batch in batches for sample in batch)),
+        "tokens": float(sum(row_length(row) for batch in batches for row in batch)),
         "loss": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         "seconds": time.monotonic() - started,
     }
@@ -135,20 +135,21 @@ def learning_rate_fraction(step: int, steps: int) -> float:
 
 
 def draw_batches(
-    samples: Sequence[TrainingSample], batch_tokens: int, epochs: float, rng: np.random.Generator
-) -> Iterator[list[TrainingSample]]:
+    rows: Sequence[Row], batch_tokens: int, epochs: float, rng: np.random.Generator
+) -> Iterator[list[Row]]:
     """Draw random batches of about `batch_tokens` prompt and response tokens.
 
     Every epoch has a new order; the last may be cut short.
     """
-    remaining_tokens = epochs * sum(sample.length for sample in samples)
-    batch: list[TrainingSample] = []
+    remaining_tokens = epochs * sum(map(row_length, rows))
+    batch: list[Row] = []
     tokens = 0
     while remaining_tokens > 0:
-        for index in rng.permutation(len(samples)):
-            batch.append(samples[index])
-            tokens += samples[index].length
-            remaining_tokens -= samples[index].length
+        for index in rng.permutation(len(rows)):
+            length = row_length(rows[index])
+            batch.append(rows[index])
+            tokens += length
+            remaining_tokens -= length
             if tokens >= batch_tokens:
                 yield batch
                 batch = []
@@ -162,16 +163,16 @@ def draw_batches(
 def imitate_batch(
     model: PreTrainedModel,
     optimizers: Sequence[torch.optim.Optimizer],
-    samples: Sequence[TrainingSample],
+    rows: Sequence[Row],
     precision: str = "float32",
 ) -> float:
     """Take one step on the mean cross-entropy of the response tokens.
 
     Returns it, in nats, as it was before the step.
     """
-    denominator = sum(sample.trained_tokens for sample in samples)
+    denominator = sum(sample.trained_tokens for row in rows for sample in row)
     total = 0.0
-    for batch in microbatches(merge_turns(samples), MICROBATCH_TOKENS):
+    for batch in microbatches(rows, MICROBATCH_TOKENS):
         log_pi, _ = log_probs(model, batch, temperature=1.0, precision=precision)
         loss = -log_pi.sum() / denominator
         loss.backward()

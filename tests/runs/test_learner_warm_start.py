@@ -1,5 +1,6 @@
 """Warm start: it learns, by the schedule, from what the expert won, and is kept."""
 
+import dataclasses
 import errno
 import fcntl
 import os
@@ -21,6 +22,7 @@ import learner.warm_start.demonstrations
 from config import ConfigError, EnvSection, TinySection
 from config.resolve import resolve
 from envs.alfworld.environment import AlfWorldEpisode
+from learner.data.rows import merge_turns
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
 from learner.training import Training
@@ -62,11 +64,21 @@ def test_batches_cover_the_epochs_asked_for(epochs, turns):
         )
         for i in range(50)
     ]
-    batches = list(warm_start.draw_batches(samples, 40, epochs, np.random.default_rng(0)))
+    rows = merge_turns(samples)
+    batches = list(warm_start.draw_batches(rows, 40, epochs, np.random.default_rng(0)))
     assert sum(map(len, batches)) == turns and all(len(batch) == 4 for batch in batches[:-1])
     if epochs >= 1:
-        assert sorted(int(s.prompt[0]) for batch in batches for s in batch)[:1] == [0]
-        assert {int(s.prompt[0]) for batch in batches for s in batch} == set(range(50))
+        assert {int(row[0].prompt[0]) for batch in batches for row in batch} == set(range(50))
+
+
+def test_batches_keep_the_turns_of_a_conversation_together():
+    first = TrainingSample(
+        np.arange(6), np.arange(6, 10), np.ones(4, bool), np.zeros(4), np.zeros(4), 1.0
+    )
+    second = dataclasses.replace(first, prompt=np.arange(12))
+    rows = merge_turns([first, second])
+    (batch,) = warm_start.draw_batches(rows, 16, 1.0, np.random.default_rng(0))
+    assert batch == [[first, second]]
 
 
 def test_a_sample_is_the_chat_with_one_answer():

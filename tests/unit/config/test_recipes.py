@@ -251,6 +251,11 @@ def test_recipes_that_a_run_takes_by_itself_follow_from_names(
     assert own_recipes(model, environment, serial) == names
 
 
+def test_recipe_that_names_something_else_after_a_model_is_chosen_by_name() -> None:
+    own = {name for name in recipe_names() if is_own_recipe(name)}
+    assert {"smollm2", "tiny-alfworld", "serial-tiny"} < own and "smollm2-tools" not in own
+
+
 OWN = [(name, full) for name in recipe_names() if is_own_recipe(name) for full in read_recipe(name)]
 
 
