@@ -52,12 +52,6 @@ class Story(NamedTuple):
 
 STORIES = (
     Story(
-        "change",
-        "{name} buys {a} {thing} for {b} euros each and pays with {c} euros. "
-        "How many euros come back?",
-        ("{a}*{b}", "{c}-{0}"),
-    ),
-    Story(
         "boxes",
         "{name} has {a} boxes of {b} {thing} and finds {c} more. How many {thing} are there?",
         ("{a}*{b}", "{0}+{c}"),
@@ -78,9 +72,9 @@ STORIES = (
         ("{a}-{b}", "{0}*{c}"),
     ),
     Story(
-        "loss",
-        "{name} has {a} {thing}, loses {b} and buys {c}. How many {thing} are there?",
-        ("{a}-{b}", "{0}+{c}"),
+        "sale",
+        "{name} has {a} bags of {b} {thing} and gives {c} away. How many {thing} are left?",
+        ("{a}*{b}", "{0}-{c}"),
     ),
 )
 
