@@ -91,7 +91,13 @@ class Problem:
         self.expressions, self.results = work_out(story, numbers)
 
     def reply(self, message: Message) -> Reply:
-        """Answer calls of the calculator; a message without one is the policy's answer."""
+        """Answer calls of the calculator; a message without one is the policy's answer.
+
+        One with a call that cannot be read ends the problem, unsolved: a policy that repairs its
+        calls later would be rewarded for both.
+        """
+        if any(call.error for call in message.tool_calls):
+            return Reply(done=True)
         if message.tool_calls:
             return Reply(answer_calls(message, {"calculate": calculate}))
         numbers = re.findall(r"-?\d+", message.content)

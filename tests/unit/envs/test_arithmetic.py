@@ -72,6 +72,12 @@ def test_calculator_answers_any_call(arguments: dict, answer: str) -> None:
     assert reply.messages[0].content.startswith(answer)
 
 
+def test_call_that_cannot_be_read_ends_the_problem() -> None:
+    problem = ENVIRONMENT.start("train", 0, 0)
+    reply = problem.reply(Message("assistant", tool_calls=(ToolCall("", error="no JSON"),)))
+    assert (reply.done, reply.success, reply.reward) == (True, False, 0.0)
+
+
 @given(st.text(alphabet="0123456789+-*() .e_", max_size=60))
 def test_calculator_agrees_with_python_or_refuses(expression: str) -> None:
     try:
