@@ -56,12 +56,15 @@ def test_last_number_of_an_answer_is_the_result(text: str, success: bool) -> Non
     ("arguments", "answer"),
     [
         ({"expression": "2*(3-5)"}, "-4"),
-        ({"expression": "2*"}, "error: 2* is no expression"),
-        ({"expression": "2**9999999999"}, "error: an expression has integers"),
-        ({"expression": "__import__('os')"}, "error: an expression has integers"),
-        ({"expression": "(" * 60}, "error: (("),
-        ({"expression": 7}, "error: an expression is a string"),
-        ({"expression": "9" * 61}, "error: an expression is a string of at most 60 characters"),
+        ({"expression": "2*"}, "error: ValueError: 2* is no expression"),
+        ({"expression": "2**9999999999"}, "error: ValueError: an expression has integers"),
+        ({"expression": "__import__('os')"}, "error: ValueError: an expression has integers"),
+        ({"expression": "(" * 60}, "error: ValueError: (("),
+        ({"expression": 7}, "error: ValueError: an expression is a string"),
+        (
+            {"expression": "9" * 61},
+            "error: ValueError: an expression is a string of at most 60 characters",
+        ),
         ({}, "error: calculate: missing a required argument: 'expression'"),
     ],
 )
