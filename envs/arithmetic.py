@@ -171,7 +171,12 @@ def work_out(story: Story, numbers: Mapping[str, int]) -> tuple[list[str], list[
     return expressions, results
 
 
+_EXPRESSION = re.compile(r"[0-9+*() -]*")
+"""All that may stand in an expression: Python warns of some other things while it reads them."""
+
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
+
+_FORM = "an expression has integers, +, -, * and parentheses"
 
 _MAX_LENGTH = 60
 """Characters of an expression: its value has no more digits."""
@@ -184,6 +189,8 @@ def calculate(expression: str) -> int:
     """
     if not isinstance(expression, str) or len(expression) > _MAX_LENGTH:
         raise ValueError(f"an expression is a string of at most {_MAX_LENGTH} characters")
+    if not _EXPRESSION.fullmatch(expression):
+        raise ValueError(_FORM)
     try:
         return _value_of(ast.parse(expression.strip(), mode="eval").body)
     except SyntaxError:
@@ -197,7 +204,7 @@ def _value_of(node: ast.expr) -> int:
         return -_value_of(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         return _OPERATORS[type(node.op)](_value_of(node.left), _value_of(node.right))
-    raise ValueError("an expression has integers, +, -, * and parentheses")
+    raise ValueError(_FORM)
 
 
 def _call(expression: str) -> Message:

@@ -81,6 +81,13 @@ def test_call_that_cannot_be_read_ends_the_problem() -> None:
     assert (reply.done, reply.success, reply.reward) == (True, False, 0.0)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("expression", ["1if 1else 2", "'\\d'", "0x1for 1"])
+def test_calculator_refuses_what_python_warns_of(expression: str) -> None:
+    with pytest.raises(ValueError, match="an expression has integers"):
+        calculate(expression)
+
+
 @given(st.text(alphabet="0123456789+-*() .e_", max_size=60))
 def test_calculator_agrees_with_python_or_refuses(expression: str) -> None:
     try:
