@@ -53,6 +53,8 @@ class ConversationStage:
         self._turns = 0
         self.messages: list[Message] = []
         """All that was said so far."""
+        self.prompt_tokens = 0
+        """Tokens of the newest prompt, even if too many; 0 if it was too long to be encoded."""
 
     @property
     def episode(self) -> Conversation:
@@ -124,6 +126,7 @@ class ConversationStage:
         messages = check_reply(following, message)
         self.messages += messages
         if not self._fits(messages):
+            self.prompt_tokens = 0
             return None
         return self._limit(self._transcript.extend(to_chat_messages(messages, [message])))
 
@@ -132,6 +135,7 @@ class ConversationStage:
         return sum(map(_count_characters, messages)) <= self._max_prompt_characters
 
     def _limit(self, prompt: list[int]) -> list[int] | None:
+        self.prompt_tokens = len(prompt)
         if len(prompt) > self._max_prompt_tokens:
             return None
         return prompt

@@ -106,7 +106,11 @@ from OMP_NUM_THREADS.
 
 
 class EngineNotReady(RuntimeError):
-    """The engine did not start, or is none that we can use; the message names the setting."""
+    """The engine did not start, or is not ours; `option` is what to resume with, if it helps."""
+
+    def __init__(self, message: str, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
 
 
 @dataclass(frozen=True)
@@ -452,7 +456,8 @@ async def wait_ready(endpoint: str, seconds: float, key: str = "", run: str = ""
     except TimeoutError:
         raise EngineNotReady(
             f"the engine at {endpoint} did not answer within {seconds:g} s; give it more "
-            "(engine.start_seconds) if it was still loading"
+            "(engine.start_seconds) if it was still loading",
+            f"--engine.start_seconds {max(600, 2 * seconds):g}",
         ) from None
     except aiohttp.ClientError as error:
         raise EngineNotReady(f"the engine at {endpoint} closed the connection: {error}") from None

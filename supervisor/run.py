@@ -280,7 +280,8 @@ class Run:
             except EngineNotReady as error:
                 if not children:
                     raise
-                raise EngineNotReady(_with_cause(error, children[number])) from None
+                cause = _with_cause(error, children[number])
+                raise EngineNotReady(cause, error.option) from None
         # Over NCCL, an engine that is started again has no way to get the weights.
         if config.engine.weights == "file":
             self._engines = dict(enumerate(children))

@@ -162,11 +162,12 @@ def main(arguments: list[str]) -> int:
         ),
         allow_abbrev=False,
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings of a run, in TOML")
     parser.add_argument(
         "--tasks", type=int, default=50, metavar="N", help="tasks of each split (default 50)"
     )
     options, rest = parser.parse_known_args(arguments)
-    config = resolve(None, parse_overrides(rest))
+    config = resolve(options.config, parse_overrides(rest))
     environment = build_environment(config)
     console = Console()
     with show_work("playing tasks") as work:

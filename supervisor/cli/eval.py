@@ -147,7 +147,7 @@ def _evaluate_model(
     model: str, job: Job, output: Path | None, serial: bool, console: Console
 ) -> int:
     print_places(job, console)
-    status, _ = run_to_end(job, serial, console)
+    status = run_to_end(job, serial, console).status
     if status != 0:
         return status
     run_dir = Path(job.run_dir)

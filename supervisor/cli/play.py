@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -69,6 +70,7 @@ def main(arguments: list[str]) -> int:
         ),
         allow_abbrev=False,
     )
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings of a run, in TOML")
     parser.add_argument(
         "--task", type=int, default=0, metavar="N", help="number of the task (default 0)"
     )
@@ -85,18 +87,26 @@ def main(arguments: list[str]) -> int:
         help="expert, a run, or the directory of a checkpoint; without it you play",
     )
     options, rest = parser.parse_known_args(arguments)
-    config = resolve_played(options.watch, parse_overrides(rest))
+    config = resolve_played(options.watch, parse_overrides(rest), options.config)
     play(config, options.split, options.task, options.watch, Console())
     return 0
 
 
-def resolve_played(watch: str, overrides: dict[str, str]) -> Config:
-    """Resolve the settings to play with: over those of the run, if one is watched."""
+def resolve_played(watch: str, overrides: dict[str, str], file: Path | None = None) -> Config:
+    """Resolve the settings to play with: over those of the run, if one is watched.
+
+    ConfigError for a file of settings beside those of a run.
+    """
     checkpoint = None
     if watch not in ("", "expert"):
         checkpoint = find_checkpoint(watch)
     if checkpoint is None or not (checkpoint.run_dir / "config.toml").is_file():
-        return resolve(None, overrides)
+        return resolve(file, overrides)
+    if file is not None:
+        raise ConfigError(
+            "--watch takes the settings of the run it watches; leave --config out (single "
+            "settings may be changed)"
+        )
     return resolve_recorded(checkpoint.run_dir / "config.toml", overrides).config
 
 
@@ -127,15 +137,18 @@ def _play_conversation(
 ) -> bool:
     """Play an episode of messages, in a model's own form if a model plays."""
     codec = ChatCodec(CharacterPrompter(), tools_of(environment))
+    limit = sys.maxsize  # nobody's context but a model's
     respond: Callable[[ConversationStage], Respond] = ask_person
     if watch == "expert":
         respond = partial(follow_expert, config, environment)
     elif watch:
         generate = _load_generator(config, watch)
+        limit = config.engine.max_model_len
         with environment_errors(config):
             codec = build_codec(generate.prompter, tools_of(environment))
         respond = lambda _: generate.sample  # noqa: E731
-    return play_conversation(config, environment, codec, split, task, respond, console)
+    stage = ConversationStage(environment, codec, limit)
+    return play_conversation(config, environment, stage, split, task, respond, console)
 
 
 def _play(

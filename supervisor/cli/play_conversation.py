@@ -15,7 +15,6 @@ from envs.base import Environment, Split
 from envs.conversation import Message, ToolCall, describe_message, find_json_flaw, tools_of
 from envs.play import make_expert
 from protocol.arrays import INT32, pack
-from protocol.chat_codec import ChatCodec
 from protocol.tool_calls import to_json
 from supervisor.job import environment_errors
 
@@ -26,7 +25,7 @@ Respond = Callable[[list[int]], list[int] | None]
 def play_conversation(
     config: Config,
     environment: Environment,
-    codec: ChatCodec,
+    stage: ConversationStage,
     split: Split,
     task: int,
     respond: Callable[[ConversationStage], Respond],
@@ -34,9 +33,8 @@ def play_conversation(
 ) -> bool:
     """Play one conversation until it ends or the player stops; returns whether it was solved.
 
-    `respond` gets the stage of the conversation that has started.
+    `respond` gets the stage, when the conversation has started.
     """
-    stage = ConversationStage(environment, codec, config.engine.max_model_len)
     try:
         with environment_errors(config):
             opening = stage.start(split, task, config.run.seed)
@@ -59,11 +57,24 @@ def play_conversation(
             if outcome.done:
                 _print_outcome(outcome.success, reward, turns, outcome.scores, console)
                 return outcome.success
-        console.print("the conversation no longer fits the context (engine.max_model_len)")
+        console.print(describe_overflow(config, stage), markup=False, highlight=False)
         return False
     finally:
         with environment_errors(config):
             stage.close()
+
+
+def describe_overflow(config: Config, stage: ConversationStage) -> str:
+    """Say that a conversation is too long for the context, and what to raise."""
+    limit = config.engine.max_model_len
+    tokens = f"{stage.prompt_tokens:,}"
+    wanted = 2 * max(limit, stage.prompt_tokens)
+    if not stage.prompt_tokens:
+        tokens = f"far more than {limit:,}"
+    return (
+        f"the conversation has {tokens} tokens, and no longer fits the context of {limit:,}; "
+        f"raise it: --engine.max_model_len {wanted}"
+    )
 
 
 def follow_expert(config: Config, environment: Environment, stage: ConversationStage) -> Respond:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from supervisor.cli.commands import output_status
 from supervisor.machine_checks import describe_machine, explain_weights_place
 from supervisor.resume import check_model_of, resolve_resumed
 from telemetry.sinks.starts_file import describe_start, read_starts, record_start
+from telemetry.summary import SUMMARY_FILE
 from telemetry.work_clock import show_work
 
 FAILED = 1
@@ -53,14 +55,14 @@ def main(arguments: list[str]) -> int:
     print_places(job, console)
     if changes:
         console.print(f"settings changed: {changes}", highlight=False, markup=False, soft_wrap=True)
-    status, summary = run_to_end(job, options.serial, console)
-    if summary is not None:
-        _print_summary(job, summary, console)
-    if status == 0 and summary is not None:
-        _print_next_steps(job, options.serial, summary)
+    ending = run_to_end(job, options.serial, console)
+    if ending.summary is not None:
+        _print_summary(job, ending.summary, console)
+    if ending.status == 0 and ending.summary is not None:
+        _print_next_steps(job, options.serial, ending.summary)
     else:
-        _print_how_to_resume(job, options.serial, status)
-    return status
+        _print_how_to_resume(job, options.serial, ending)
+    return ending.status
 
 
 def record_this_start(
@@ -203,11 +205,18 @@ def print_places(job: Job, console: Console) -> None:
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
-def run_to_end(job: Job, serial: bool, console: Console) -> tuple[int, dict[str, Any] | None]:
-    """Run the job; returns the exit status, and the summary if there is one.
+class Ending(NamedTuple):
+    """How a run has ended."""
 
-    If it fails, the error is printed.
-    """
+    status: int
+    """Exit status."""
+    summary: dict[str, Any] | None = None
+    option: str = ""
+    """What to resume the run with, where its failure says so."""
+
+
+def run_to_end(job: Job, serial: bool, console: Console) -> Ending:
+    """Run the job. If it fails, the error is printed."""
     from engine.launch import EngineNotReady
     from supervisor.job import clean_up
     from supervisor.process import RunFailed
@@ -222,14 +231,14 @@ def run_to_end(job: Job, serial: bool, console: Console) -> tuple[int, dict[str,
         summary = asyncio.run(train(job, console))
     except (RunFailed, EngineNotReady, WriteError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return FAILED, None
+        return Ending(FAILED, option=getattr(error, "option", ""))
     except (asyncio.CancelledError, KeyboardInterrupt):
-        return INTERRUPTED, None
+        return Ending(INTERRUPTED)
     finally:
         clean_up(job)
     if summary["ended"] == "interrupted":
-        return INTERRUPTED, summary
-    return 0, summary
+        return Ending(INTERRUPTED, summary)
+    return Ending(0, summary)
 
 
 def _print_summary(job: Job, summary: dict[str, Any], console: Console) -> None:
@@ -241,17 +250,26 @@ def _print_summary(job: Job, summary: dict[str, Any], console: Console) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _print_how_to_resume(job: Job, serial: bool, status: int) -> None:
+def _print_how_to_resume(job: Job, serial: bool, ending: Ending) -> None:
     """Say how to go on with a run that did not finish; after an error, beside that."""
-    flags = _name_flags(serial)
     stream = sys.stdout
-    if status == FAILED:
+    if ending.status == FAILED:
         stream = sys.stderr
-    print(
-        f"to go on: {this_command()} {flags}--resume {shlex.quote(job.run_dir)}",
-        file=stream,
-        flush=True,
-    )
+    resume = f"{this_command()} {_name_flags(serial)}--resume {shlex.quote(job.run_dir)}"
+    more = options_to_resume(job.config.run, Path(job.run_dir), ending)
+    print(" ".join(["to go on:", resume, *more]), file=stream, flush=True)
+
+
+def options_to_resume(settings: RunSection, run_dir: Path, ending: Ending) -> list[str]:
+    """The options that a run which did not finish needs to get further, limits included."""
+    summary = ending.summary
+    file = run_dir / SUMMARY_FILE
+    if summary is None and file.is_file():
+        summary = json.loads(file.read_text())
+    options = [ending.option]
+    if summary is not None:
+        options.append(double_reached_limits(settings, summary))
+    return [option for option in options if option]
 
 
 def _print_next_steps(job: Job, serial: bool, summary: dict[str, Any]) -> None:

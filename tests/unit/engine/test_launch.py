@@ -325,8 +325,9 @@ def test_weights_are_the_safetensors_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 async def test_an_engine_that_never_answers_names_the_setting() -> None:
-    with pytest.raises(EngineNotReady, match=r"engine\.start_seconds"):
+    with pytest.raises(EngineNotReady, match=r"engine\.start_seconds") as refused:
         await wait_ready(f"http://127.0.0.1:{free_port()}", 0.5)
+    assert refused.value.option == "--engine.start_seconds 600"
 
 
 def make_app(*, gated: bool = True, **answers: int) -> web.Application:

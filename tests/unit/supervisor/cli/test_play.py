@@ -2,20 +2,24 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from actors.conversation_stage import ConversationStage
 from config import Config, ConfigError
-from config.resolve import to_toml
+from config.resolve import resolve, to_toml
 from envs.base import EnvironmentFailure
 from envs.conversation import Message
 from envs.registry import make_environment
+from protocol.chat_codec import ChatCodec
+from supervisor.cli.check import CharacterPrompter
 from supervisor.cli.play import play, resolve_played
-from supervisor.cli.play_conversation import read_line
+from supervisor.cli.play_conversation import describe_overflow, read_line
 from tests.fixtures.runs import small_config
-from tests.fixtures.tool_environment import tool_code
+from tests.fixtures.tool_environment import load_prices, tool_code
 
 
 def full_config(**overrides: str) -> Config:
@@ -66,6 +70,9 @@ def test_resolve_played_takes_the_settings_of_the_run_that_is_watched(tmp_path: 
     assert (played.env.name, played.model.system_prompt) == (name, "Be brief.")
     assert played.sampling.max_tokens == 7
     assert resolve_played("expert", {}).env.name == "alfworld"
+    assert resolve_played("", {}, tmp_path / "config.toml").env.name == name
+    with pytest.raises(ConfigError, match="leave --config out"):
+        resolve_played(str(checkpoint), {}, tmp_path / "config.toml")
 
 
 def test_a_number_chooses_a_listed_action(monkeypatch: pytest.MonkeyPatch):
@@ -161,6 +168,17 @@ def test_expert_that_says_no_message_is_an_error_that_says_so(tmp_path: Path) ->
     config = small_config(env__name=str(tmp_path / "prices.py"))
     with pytest.raises(ConfigError, match="the expert's message, where a Message belongs"):
         watched(config, watch="expert")
+
+
+@pytest.mark.parametrize("limit", [0, 10])
+def test_describe_overflow_gives_the_tokens_and_the_option(limit: int) -> None:
+    environment = load_prices()()
+    codec = ChatCodec(CharacterPrompter(), environment.tools)
+    stage = ConversationStage(environment, codec, limit)
+    assert stage.start("train", 0, 0).prompt is None
+    said = describe_overflow(resolve(None, {}), stage)
+    assert ("far more than 1,024 tokens" in said) == (limit == 0)
+    assert re.search(r"context of 1,024; raise it: --engine\.max_model_len 2048$", said)
 
 
 def test_read_line_takes_what_is_no_json_as_words() -> None:

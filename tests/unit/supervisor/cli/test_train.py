@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from config import ConfigError, RunSection
 from config.resolve import resolve, resolve_new, to_toml
 from engine.gpus import Gpu
 from supervisor.cli.train import (
+    Ending,
     check_settings,
     double_reached_limits,
+    options_to_resume,
     record_this_start,
     resolve_run,
 )
@@ -64,6 +67,18 @@ def test_double_reached_limits_names_those_that_ended_the_run(
     """A limit that is far away is left as it is."""
     summary = {"updates": updates, "training_tokens": tokens, "wall_seconds": 60 * minutes}
     assert double_reached_limits(RunSection(**settings), summary) == options
+
+
+def test_options_to_resume_have_those_of_the_failure_and_of_used_up_limits(tmp_path: Path) -> None:
+    settings = RunSection(max_minutes=3.0)
+    ending = Ending(1, option="--engine.start_seconds 600")
+    assert options_to_resume(settings, tmp_path, ending) == ["--engine.start_seconds 600"]
+    summary = {"updates": 0, "training_tokens": 0, "wall_seconds": 190.0}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert options_to_resume(settings, tmp_path, ending) == [
+        "--engine.start_seconds 600",
+        "--minutes 6",
+    ]
 
 
 def test_record_this_start_has_the_gpus_of_the_machine(
