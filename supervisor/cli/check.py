@@ -39,6 +39,7 @@ from protocol.conversation import build_codec
 from protocol.prompting import load_prompter
 from protocol.tool_calls import CALL_END, CALL_START, format_hermes
 from protocol.validation import MAX_TURNS
+from supervisor.cli.check_tools import find_tool_mistakes
 from supervisor.job import build_environment, environment_errors
 from telemetry.analysis.intervals import wilson_interval
 from telemetry.work_clock import WorkClock, show_work
@@ -70,6 +71,8 @@ class Findings:
     """Turns of each episode of the expert; None of one that it did not win."""
     demonstrations: list[bool] = field(default_factory=list)
     """Successes of the expert, for each episode with the slips of a warm start."""
+    warnings: list[str] = field(default_factory=list)
+    """What is most likely a mistake, and breaks nothing."""
     codec: ChatCodec | None = None
     """Of an environment that talks in messages."""
     longest_prompt: int = 0
@@ -192,6 +195,7 @@ def check_environment(
     checks: list[Callable[[Config, Environment, Task, Findings], None]] = [
         _check_start,
         _check_nonsense,
+        _check_tools,
     ]
     if hasattr(environment, "expert"):
         checks += [_check_expert, _check_demonstration]
@@ -294,6 +298,16 @@ def _check_nonsense(
     turns = _play(environment, task, lambda stage: lambda: NONSENSE, findings)
     if any(turn.valid for turn in turns):
         findings.add_flaw(f"parse() calls {NONSENSE!r} a valid response", task)
+
+
+def _check_tools(config: Config, environment: Environment, task: Task, findings: Findings) -> None:
+    """In the first task, tools that are called soundly answer without a mistake of their own."""
+    if findings.codec is None or task.index != 0:
+        return
+    mistakes = find_tool_mistakes(
+        environment, findings.codec, task.split, task.index, MAX_PROMPT_LENGTH
+    )
+    findings.warnings += [words for words in mistakes if words not in findings.warnings]
 
 
 def _check_expert(config: Config, environment: Environment, task: Task, findings: Findings) -> None:
@@ -405,7 +419,9 @@ def describe_findings(
     )
     yield f"prompts: {findings.longest_prompt:,} {findings.unit} at most"
     yield from _describe_expert(config, findings)
-    if not findings.flaws:
+    for words in findings.warnings:
+        yield f"warning: {words}"
+    if not findings.flaws and not findings.warnings:
         yield "nothing is wrong with it"
     for words, tasks in list(findings.flaws.items())[:MOST_FLAWS]:
         more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from config import ConfigError
 from supervisor.cli.check import main
+from supervisor.cli.check_tools import sample_arguments
 from tests.fixtures.example_environment import guide_code
 from tests.fixtures.tool_environment import tool_code
 
@@ -146,6 +148,32 @@ def test_check_says_what_a_conversation_replies_that_cannot_be_said(
     status, output = checked(tmp_path, code, capsys, tasks=2)
     assert status == 1
     assert flaw in output
+
+
+def test_check_warns_of_a_tool_with_a_mistake_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its answer would go to the policy, turn by turn, and no episode would be dropped."""
+    code = tool_code().replace("return self.prices[fruit]", "return self.price_of[fruit]")
+    status, output = checked(tmp_path, code, capsys, tasks=1)
+    assert (status, "nothing is wrong" in output) == (0, False)
+    (warning,) = re.findall("warning: .*", output)
+    assert "the tool price(fruit='text') answers \"error: AttributeError: " in warning
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"enum": ["a", "b"]}, "a"),
+        ({"type": "integer", "minimum": 3}, 3),
+        ({"type": ["number", "null"]}, 1),
+        ({"type": "array", "minItems": 2, "items": {"type": "boolean"}}, [True, True]),
+        ({"type": "object", "properties": {"y": True}}, {"y": "text"}),
+        ({"type": "string", "default": "z"}, "z"),
+    ],
+)
+def test_sample_arguments_are_of_the_schema(schema: dict[str, Any], value: object) -> None:
+    assert sample_arguments({"type": "object", "properties": {"x": schema}}) == {"x": value}
 
 
 def test_tools_that_are_none_are_refused_before_anything_starts(
