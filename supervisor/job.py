@@ -50,6 +50,7 @@ from protocol.prompting import Prompter, load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.endpoints import check_launch, check_shards, choose_endpoints
 from supervisor.machine_checks import check_machine, choose_weights_parent
+from supervisor.models import check_files
 from supervisor.resume import set_damaged_checkpoints_aside
 from telemetry.sinks.trackers import check_tracker
 
@@ -390,6 +391,7 @@ def check_model(config: Config, environment: Environment, directory: Path | None
             f"{' and '.join(missing)})"
         )
     with environment_errors(config):
+        check_files(directory)
         _check_fits(config, directory, environment)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
+from safetensors import SafetensorError, safe_open
 
 from config import Config, ConfigError
 from config.resolve import full_name
 from learner.checkpoint_damage import newest_undamaged, numbered_checkpoints
+from protocol.model_json import read_model_json
 from supervisor.machine_checks import check_cache
 from supervisor.process import our_environment, python_module
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
@@ -20,6 +22,10 @@ from telemetry.work_clock import show_work
 
 CHECKPOINT_SEPARATOR = "@"
 BEST = "best"
+
+_INDEX = "model.safetensors.index.json"
+
+_LFS_POINTER = b"version https://git-lfs"
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
 """The files of a model on the hub that are fetched."""
@@ -39,6 +45,52 @@ def find_model(config: Config, console: Console) -> Path | None:
     if Path(name).is_dir():
         return Path(name)
     return _fetch(name, console)
+
+
+def check_files(directory: Path) -> None:
+    """Raise ConfigError for a model directory from which no policy can be loaded and trained.
+
+    Its weights have to be there, whole, and not quantized.
+    """
+    figures = read_model_json(directory / "config.json")
+    quantization = figures.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "an unknown way")
+        raise ConfigError(
+            f"model.name: {directory} is quantized ({method}), which cannot be trained; give the "
+            "model that it was made from"
+        )
+    for file in _weight_files(directory):
+        _check_weight_file(file)
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """List the files that have a model's weights. Raises ConfigError where one is missing."""
+    names = ["model.safetensors"]
+    if (directory / _INDEX).is_file():
+        names = sorted(set(read_model_json(directory / _INDEX).get("weight_map", {}).values()))
+    elif list(directory.glob("*.bin")):  # PyTorch's own, which transformers checks
+        return []
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"model.name: {directory} lacks weights: {', '.join(missing[:3])}; fetch all files of "
+            "the model"
+        )
+    return [directory / name for name in names]
+
+
+def _check_weight_file(file: Path) -> None:
+    """Raise ConfigError for a file of weights that is none, or lacks its end."""
+    try:
+        with safe_open(file, "numpy"):
+            return
+    except (SafetensorError, OSError) as error:
+        reason = str(error)
+    with file.open("rb") as opened:
+        if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            reason = "it is a pointer of Git LFS; `git lfs pull` fetches the file"
+    raise ConfigError(f"model.name: {file} cannot be read: {reason}")
 
 
 def pin_checkpoint(overrides: Mapping[str, str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ def load_policy(
 
 def read_config(directory: Path) -> PreTrainedConfig:
     """Read the configuration of a policy, with all that is random in training mode off."""
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)  # or it asks
     _without_noise(config)
     return config
 

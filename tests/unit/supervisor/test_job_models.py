@@ -10,6 +10,7 @@ import pytest
 from config import ConfigError
 from config.resolve import resolve
 from supervisor.job import clean_up, environment_errors, prepare_job
+from supervisor.models import check_files
 from tests.fixtures.runs import small_config
 from tests.fixtures.templates import PLAIN
 from tests.fixtures.tool_environment import tool_code
@@ -172,6 +173,50 @@ def test_model_that_does_not_fit_the_environment_is_refused_before_any_write(
             model=model,
         )
     assert not (tmp_path / "run").exists()
+
+
+def cut_weights(directory: Path) -> None:
+    weights = directory / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def point_to_weights(directory: Path) -> None:
+    (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
+def forget_weights(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+
+
+def forget_shard(directory: Path) -> None:
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def quantize(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (cut_weights, r"model\.safetensors cannot be read: "),
+        (point_to_weights, r"a pointer of Git LFS; `git lfs pull` fetches the file"),
+        (forget_weights, r"lacks weights: model\.safetensors; fetch all files"),
+        (forget_shard, r"lacks weights: model-00002\.safetensors; "),
+        (quantize, r"is quantized \(gptq\), which cannot be trained"),
+    ],
+)
+def test_model_whose_weights_cannot_be_trained_is_refused(
+    tmp_path: Path, small_policy: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    shutil.copytree(small_policy, tmp_path / "model")
+    check_files(tmp_path / "model")
+    spoil(tmp_path / "model")
+    with pytest.raises(ConfigError, match=message):
+        check_files(tmp_path / "model")
 
 
 def test_a_model_without_a_chat_template_is_refused_before_anything_is_written(
