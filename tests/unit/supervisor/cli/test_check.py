@@ -13,7 +13,7 @@ from config import ConfigError
 from supervisor.cli.check import main
 from supervisor.cli.check_tools import sample_arguments
 from tests.fixtures.example_environment import guide_code
-from tests.fixtures.tool_environment import tool_code
+from tests.fixtures.tool_environment import expert_code, tool_code
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +27,12 @@ def checked(
     capsys: pytest.CaptureFixture[str],
     tasks: int = 8,
     options: tuple[str, ...] = (),
+    name: str = "",
 ) -> tuple[int, str]:
     """Exit status and output of a check of the environment in `code`."""
     file = directory / "game.py"
     file.write_text(code)
-    status = main(["--env", str(file), "--tasks", str(tasks), *options])
+    status = main(["--env", f"{file}{name}", "--tasks", str(tasks), *options])
     return status, capsys.readouterr().out
 
 
@@ -129,8 +130,10 @@ def test_check_of_an_environment_without_an_expert_says_so(
 def test_check_of_the_guides_conversation_finds_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    status, output = checked(tmp_path, tool_code(), capsys)
+    code = tool_code() + expert_code()
+    status, output = checked(tmp_path, code, capsys, name=":PricesWithExpert")
     assert (status, output.splitlines()[-1]) == (0, "nothing is wrong with it")
+    assert "expert: won 16 of 16 " in output
 
 
 @pytest.mark.parametrize(
