@@ -79,9 +79,11 @@ def write_report(
     `episode_names`, such as t3.1, are of each run. Raises ConfigError for a directory that is no
     run, and for an episode that no run has.
     """
+    names = short_names(run_dirs)
+    for run_dir in run_dirs:
+        _check_run(run_dir)
     output = output or run_dirs[0] / "report.html"
     _check_place(output)
-    names = short_names(run_dirs)
     runs = [
         read_run(path, name, episode_names, work)
         for path, name in zip(run_dirs, names, strict=True)
@@ -96,6 +98,14 @@ def write_report(
     work.begin("drawing the page")
     atomic_write(output, render_report(runs), "--output")
     return output
+
+
+def _check_run(run_dir: Path) -> None:
+    """Raise ConfigError for a directory without measurements."""
+    if not (run_dir / METRICS_FILE).is_file():
+        raise ConfigError(
+            f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})"
+        )
 
 
 def _check_place(output: Path) -> None:
@@ -123,10 +133,6 @@ def read_run(run_dir: Path, name: str, episode_names: Sequence[str], work: WorkC
 
     One that was not finished, or has no episodes, is shown as far as it goes.
     """
-    if not (run_dir / METRICS_FILE).is_file():
-        raise ConfigError(
-            f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})"
-        )
     config = Config()
     if (run_dir / "config.toml").is_file():
         config = read_record(run_dir / "config.toml")

@@ -98,10 +98,17 @@ def test_report_to_a_place_that_cannot_be_written_is_refused_before_it_reads(
     ],
 )
 def test_what_cannot_be_shown_is_named(
-    acting_dir: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    acting_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(["report", *(str(acting_dir) if a == "RUN" else a for a in arguments)]) == 2
     assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_episodes_without_turns_are_left_out(acting_dir: Path, tmp_path: Path) -> None:
