@@ -39,7 +39,7 @@ def check_positions(model: Qwen3ForCausalLM, positions: list[tuple[int, int]]) -
         (hidden * weights).sum().backward()
         gradients.append([hidden.detach(), *(p.grad.clone() for p in model.model.parameters())])
     for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
