@@ -57,6 +57,7 @@ def goes_on(run: LinkedRun) -> None:
 @pytest.mark.parametrize("way", ["both ends", "the client's end", "the server's end", "silence"])
 @pytest.mark.parametrize("link", LINKS)
 def test_a_run_goes_on_when_a_link_is_cut(run: LinkedRun, link: str, way: str) -> None:
+    run.until(lambda: run.connected(link) >= 1)
     connections = run.proxied(run.proxies[link].cut(way))
     assert connections >= 1
     run.until(lambda: run.connected(link) >= connections)
