@@ -12,6 +12,7 @@ from learner.warm_start.warm_start import ReportProgress
 from protocol.codec import FrameReader
 from protocol.delivery import DeliveryClient
 from protocol.messages import Stats
+from telemetry.state import phase_stats
 
 GAUGE_INTERVAL_S = 1.0
 """Seconds between two words on queues, waits and failures."""
@@ -56,10 +57,7 @@ class Reporter:
         self, phase: str, done: float | None = None, total: float | None = None, **figures: float
     ) -> None:
         """Tell what is under way, how far it is, if that can be said, and what it came to."""
-        values: dict[str, float | str | None] = {"phase": phase, **figures}
-        if total:
-            values |= {"done": done, "of": total}
-        await self.send("phase", values)
+        await self._stats.send(phase_stats("learner", phase, done, total, **figures))
 
     async def send_waits(self) -> None:
         """Tell what is waited for now; what was told before, and is not named, is over."""

@@ -35,7 +35,7 @@ from telemetry.probes.clocks import LoopLag
 from telemetry.probes.waits import OwnWaits
 from telemetry.progress import Progress
 from telemetry.sinks.trackers import Tracker
-from telemetry.state import BUILDING, OWN_SOURCE, RunState
+from telemetry.state import BUILDING, OWN_SOURCE, RunState, phase_stats
 from telemetry.summary import summarize_run, write_summary
 
 TICK_S = 0.25
@@ -395,7 +395,7 @@ class Run:
             self._task.cancel()
 
     def _phase(self, name: str) -> None:
-        self._collector.handle(Stats(source="supervisor", event="phase", values={"phase": name}))
+        self._collector.handle(phase_stats(OWN_SOURCE, name))
 
     def _log(self, name: str) -> Path:
         return Path(self._job.run_dir) / "logs" / f"{name}.log"

@@ -29,7 +29,7 @@ from learner.warm_start.build import build_policy
 from learner.warm_start.demonstrations import NoDemonstrations
 from protocol.codec import decode, encode
 from protocol.files import WriteError
-from protocol.messages import Hello, Stats, Welcome
+from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
 from protocol.security import connect, load_keys
 from supervisor.interrupts import on_interrupt
@@ -38,7 +38,7 @@ from supervisor.process import RunFailed
 from supervisor.run import build_progress, receiving
 from telemetry.collector import Collector, open_collector
 from telemetry.progress import Progress
-from telemetry.state import OWN_SOURCE
+from telemetry.state import BUILDING, OWN_SOURCE, phase_stats
 from telemetry.summary import summarize_run, write_summary
 
 USER_ERRORS = (NoDemonstrations, NothingPlayable, WriteError, ConfigError)
@@ -115,11 +115,8 @@ async def _build_policy(job: Job, collector: Collector, progress: Progress) -> N
     """Make the policy, if need be, in a thread of its own, and show how far it is."""
     loop = asyncio.get_running_loop()
 
-    def report(
-        phase: str, done: float | None = None, total: float | None = None, /, **_: float
-    ) -> None:
-        values: dict[str, float | str | None] = {"phase": phase, "done": done, "of": total}
-        message = Stats(source=OWN_SOURCE, event="phase", values=values)
+    def report(done: int, total: int) -> None:
+        message = phase_stats(OWN_SOURCE, BUILDING, done, total)
         loop.call_soon_threadsafe(collector.handle, message)
 
     building = asyncio.create_task(asyncio.to_thread(build_policy, job, report))

@@ -46,6 +46,20 @@ MIN_EFFECTIVE_SAMPLE_SIZE = LearnerSection().min_effective_sample_size
 """Effective sample size below which it is a sign of a collapse, unless a run says otherwise."""
 
 
+def phase_stats(
+    source: str,
+    phase: str,
+    done: float | None = None,
+    total: float | None = None,
+    **figures: float,
+) -> Stats:
+    """Make the message of a phase: how far it is, if that can be said, and what it came to."""
+    values: dict[str, Value] = {"phase": phase, **figures}
+    if total:
+        values |= {"done": done, "of": total}
+    return Stats(source=source, event="phase", values=values)
+
+
 @dataclass
 class Phase:
     """A phase of the run, and how far it is. `of` is None where the end is unknown."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import zmq.asyncio
@@ -16,21 +16,22 @@ import zmq.asyncio
 from config import Job
 from learner.warm_start.demonstrations import NoDemonstrations, list_texts, play_tasks
 from learner.warm_start.tiny import build_tiny
-from learner.warm_start.warm_start import ReportProgress
 from protocol.codec import FrameReader
 from protocol.delivery import DeliveryClient
-from protocol.messages import Stats
 from protocol.security import admit_key_holders, load_keys
-from telemetry.state import BUILDING
+from telemetry.state import BUILDING, phase_stats
 
 TOKENIZER_EPISODES = 500
 """Demonstrations that the tokenizer learns its words from; more of them change nothing."""
+
+ReportEpisodes = Callable[[int, int], None]
+"""Takes how many of how many demonstrations have been played."""
 
 CLOSING_S = 1.0
 """Seconds in which the supervisor confirms what was said last."""
 
 
-def build_policy(job: Job, report: ReportProgress | None = None) -> None:
+def build_policy(job: Job, report: ReportEpisodes | None = None) -> None:
     """Write the policy to the job's model directory, unless it is there."""
     directory = Path(job.model_dir)
     if directory.exists():
@@ -39,13 +40,13 @@ def build_policy(job: Job, report: ReportProgress | None = None) -> None:
     build_tiny(directory, config.model.tiny, _play_turns(job, report), config.run.seed)
 
 
-def _play_turns(job: Job, report: ReportProgress | None) -> Iterator[tuple[str, str]]:
+def _play_turns(job: Job, report: ReportEpisodes | None) -> Iterator[tuple[str, str]]:
     """Yield the (prompt, response) texts that the tokenizer learns from, and report episodes."""
     for number, episode in enumerate(play_tasks(job.config, TOKENIZER_EPISODES), 1):
         if episode is not None:
             yield from list_texts(episode)
         if report is not None:
-            report(BUILDING, number, TOKENIZER_EPISODES)
+            report(number, TOKENIZER_EPISODES)
 
 
 async def _build_and_report(job: Job) -> None:
@@ -63,11 +64,8 @@ async def _build_and_report(job: Job) -> None:
         FrameReader(),
     )
 
-    def report(
-        phase: str, done: float | None = None, total: float | None = None, /, **_: float
-    ) -> None:
-        values: dict[str, float | str | None] = {"phase": phase, "done": done, "of": total}
-        message = Stats(source="learner", event="phase", values=values)
+    def report(done: int, total: int) -> None:
+        message = phase_stats("learner", BUILDING, done, total)
         asyncio.run_coroutine_threadsafe(stats.send(message), loop)
 
     async with admit_key_holders(context, keys):

@@ -8,7 +8,6 @@ import pytest
 from msgspec.structs import replace
 
 from learner.warm_start import build
-from telemetry.state import BUILDING
 from tests.fixtures.runs import job_in, small_config
 
 
@@ -17,7 +16,7 @@ def test_build_policy_reports_each_episode_that_the_tokenizer_learns_from(
 ) -> None:
     """Those that the expert lost, too."""
     monkeypatch.setattr(build, "TOKENIZER_EPISODES", 30)
-    reports: list[tuple] = []
+    reports: list[tuple[int, int]] = []
     job = replace(job_in(tmp_path / "run", small_config()), model_dir=str(tmp_path / "made"))
-    build.build_policy(job, lambda *report, **_: reports.append(report))
-    assert reports == [(BUILDING, number, 30) for number in range(1, 31)]
+    build.build_policy(job, lambda done, total: reports.append((done, total)))
+    assert reports == [(number, 30) for number in range(1, 31)]
