@@ -390,8 +390,8 @@ def check_model(config: Config, environment: Environment, directory: Path | None
             f"model.name: {directory} is no Hugging Face model directory (it lacks "
             f"{' and '.join(missing)})"
         )
+    check_files(directory)
     with environment_errors(config):
-        check_files(directory)
         _check_fits(config, directory, environment)
 
 

@@ -52,28 +52,34 @@ def check_files(directory: Path) -> None:
 
     Its weights have to be there, whole, and not quantized.
     """
-    figures = read_model_json(directory / "config.json")
+    try:
+        figures = read_model_json(directory / "config.json")
+        files = _weight_files(directory)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     quantization = figures.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "an unknown way")
         raise ConfigError(
-            f"model.name: {directory} is quantized ({method}), which cannot be trained; give the "
-            "model that it was made from"
+            f"model.name: {directory} is quantized, which cannot be trained: {quantization!r:.99}; "
+            "give the model that it was made from"
         )
-    for file in _weight_files(directory):
+    for file in files:
         _check_weight_file(file)
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """List the files that have a model's weights. Raises ConfigError where one is missing."""
+    """List the files that have a model's weights. Raises ValueError where one is missing."""
     names = ["model.safetensors"]
     if (directory / _INDEX).is_file():
-        names = sorted(set(read_model_json(directory / _INDEX).get("weight_map", {}).values()))
+        files = read_model_json(directory / _INDEX).get("weight_map")
+        if not isinstance(files, dict):
+            raise ValueError(f"model.name: {directory / _INDEX} has no table weight_map")
+        names = sorted(set(map(str, files.values())))
     elif list(directory.glob("*.bin")):  # PyTorch's own, which transformers checks
         return []
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
-        raise ConfigError(
+        raise ValueError(
             f"model.name: {directory} lacks weights: {', '.join(missing[:3])}; fetch all files of "
             "the model"
         )

@@ -193,6 +193,10 @@ def forget_shard(directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def garble_index(directory: Path) -> None:
+    (directory / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}')
+
+
 def quantize(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq"}
@@ -206,7 +210,8 @@ def quantize(directory: Path) -> None:
         (point_to_weights, r"a pointer of Git LFS; `git lfs pull` fetches the file"),
         (forget_weights, r"lacks weights: model\.safetensors; fetch all files"),
         (forget_shard, r"lacks weights: model-00002\.safetensors; "),
-        (quantize, r"is quantized \(gptq\), which cannot be trained"),
+        (garble_index, r"index\.json has no table weight_map"),
+        (quantize, r"is quantized, which cannot be trained: .*gptq"),
     ],
 )
 def test_model_whose_weights_cannot_be_trained_is_refused(
