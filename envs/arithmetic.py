@@ -1,8 +1,8 @@
 """Word problems of two steps, to be worked out with a calculator as a tool.
 
-A conversation of three messages of tens of tokens, in which a small language model becomes
-much better within an hour on a laptop (recipes/smollm2-tools.toml). The numbers are too large for
-such a model to work out in its head: it has to choose what to calculate, and in which order.
+A conversation of three messages of tens of tokens, short enough for a small language model on a
+laptop (recipes/smollm2-tools.toml). The numbers are too large for such a model to work out in its
+head: it has to choose what to calculate, and in which order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CALCULATE = {
 }
 
 MAX_TURNS = 5
-"""Messages of the policy: three suffice."""
+"""Messages of the policy after which a problem is cut off; three suffice."""
 
 SIZES = {"train": 100_000, "held_out": 1_000}
 
@@ -133,7 +133,7 @@ class Arithmetic:
 
 @dataclass
 class Solver:
-    """Calculates each step, then says the last result."""
+    """The expert, which calculates each step, then says the last result."""
 
     problem: Problem
     rng: random.Random
