@@ -3,7 +3,7 @@
 These are the bare loop that anybody would write, packed sequences, and TRL.
 
 `python -m benchmarks.learner [--model DIR] [--tokens N] [--repeats N] [--rows] [--quick]
-[--json FILE]` (five minutes, on an idle machine)
+[--json FILE]`
 
 With TRL installed (pip install -e '.[trl]'), beside its GRPO trainer, too, on the same turns,
 without generation (benchmarks/trl_loop.py).
