@@ -20,6 +20,9 @@ from protocol.files import WriteError, allow_many_files
 from protocol.output import outlive_readers
 from protocol.security import admit_key_holders, load_keys
 
+USER_ERRORS = (NoDemonstrations, NothingPlayable, WriteError, ConfigError)
+"""Errors that the user can mend: their sentence is enough, without a traceback."""
+
 
 async def learn(job: Job, ranks: Ranks, elapsed_s: float) -> None:
     """Train to the end of the run; on SIGINT, to the end of the update under way."""
@@ -50,16 +53,16 @@ def main(job: Job, elapsed_s: float = 0.0) -> None:
     else:
         try:
             asyncio.run(learn(job, ranks, elapsed_s))
-        except* (NothingPlayable, NoDemonstrations, WriteError, ConfigError) as errors:
+        except* USER_ERRORS as errors:
             # one line, which the supervisor tells
-            sys.exit(f"error: {_first_error(errors)}")
+            sys.exit(f"error: {first_error(errors)}")
         stop_ranks(ranks)
     ranks.close()
     if ranks.size > 1:
         _end_now()
 
 
-def _first_error(error: BaseException) -> BaseException:
+def first_error(error: BaseException) -> BaseException:
     """Return the first exception of a group, however deep."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

@@ -18,15 +18,14 @@ import zmq.asyncio
 from rich.console import Console
 
 from actors.actor import Actor
-from config import ConfigError, Job
+from config import Job
 from controller.controller import build_controller
 from controller.shard_worker import build_shard_worker
 from engine.fake.server import FakeEngine
 from envs.registry import make_environments
-from learner.data.drop_ledger import NothingPlayable
 from learner.learner import Learner, build_learner
+from learner.process import USER_ERRORS, first_error
 from learner.warm_start.build import build_policy
-from learner.warm_start.demonstrations import NoDemonstrations
 from protocol.codec import decode, encode
 from protocol.files import WriteError
 from protocol.messages import Hello, Welcome
@@ -40,9 +39,6 @@ from telemetry.collector import Collector, open_collector
 from telemetry.progress import Progress
 from telemetry.state import BUILDING, OWN_SOURCE, phase_stats
 from telemetry.summary import summarize_run, write_summary
-
-USER_ERRORS = (NoDemonstrations, NothingPlayable, WriteError, ConfigError)
-"""Errors that the user can mend: their sentence is enough, without a traceback."""
 
 TICK_S = 0.25
 """Seconds between two drawings of the progress."""
@@ -61,7 +57,7 @@ async def train_serially(job: Job, console: Console) -> dict[str, Any]:
         user_errors = group.subgroup(USER_ERRORS)
         if user_errors is None:
             raise
-        raise RunFailed(str(_first_error(user_errors))) from group
+        raise RunFailed(str(first_error(user_errors))) from group
 
 
 async def _train(job: Job, console: Console) -> dict[str, Any]:
@@ -74,7 +70,7 @@ async def _train(job: Job, console: Console) -> dict[str, Any]:
     try:
         return await _train_and_summarize(job, context, collector, console)
     except* WriteError as group:
-        raise RunFailed(str(_first_error(group))) from None
+        raise RunFailed(str(first_error(group))) from None
     finally:
         collector.close()
         context.destroy(linger=0)
@@ -124,13 +120,6 @@ async def _build_policy(job: Job, collector: Collector, progress: Progress) -> N
         progress.tick()
         await asyncio.wait([building], timeout=TICK_S)
     await building
-
-
-def _first_error(error: BaseException) -> BaseException:
-    """The first exception of a group, however deep."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _build_engine(job: Job, number: int) -> FakeEngine:
