@@ -111,7 +111,9 @@ class Generator:
     ) -> None:
         torch.set_num_threads(1)  # passes as small as these only wait for a second thread
         self._model_dir = model_dir
-        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=torch.float32, trust_remote_code=False
+        ).eval()
         self._top_j = top_j
         self._socket: SignalSocket | None = None
         if signals:

@@ -1,5 +1,6 @@
 """The learner computes of a model, of whatever family, what the model itself computes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from transformers import (
 )
 
 from learner.data.batching import MicroBatch
-from learner.model.policy import attention_of, load_policy, log_probs
+from learner.model.policy import attention_of, load_policy, log_probs, read_config
 from tests.fixtures.families import FAMILIES, SHAPE, saved
 
 
@@ -68,3 +69,17 @@ def test_the_models_own_attention_is_used_where_the_fused_one_leaves_something_o
         100,
         True,
     )
+
+
+def test_model_with_code_of_its_own_is_refused_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers asks at the terminal whether to run it, if it is not told."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda question="": asked.append(question) or "n")
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MineConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "mine.py").write_text("class MineConfig: pass")
+    with pytest.raises(ValueError, match=r"custom code|execute"):
+        read_config(tmp_path)
+    assert not asked
