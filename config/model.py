@@ -93,10 +93,16 @@ class ModelSection(Section, frozen=True):
 
 
 class WarmStartSection(Section, frozen=True):
-    """How a policy learns from an expert before it is trained."""
+    """How a policy learns by imitation before it is trained."""
 
-    episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start", ge=0)] = 0
-    epochs: Annotated[float, says("Passes over the expert's episodes", gt=0)] = 1.0
+    episodes: Annotated[int, says("Expert episodes to learn from; 0: none", ge=0)] = 0
+    data: Annotated[
+        str,
+        says("JSONL file of conversations to learn from, in OpenAI's message format; empty: none"),
+    ] = ""
+    epochs: Annotated[
+        float, says("Passes over the expert's episodes and the conversations", gt=0)
+    ] = 1.0
     max_turns: Annotated[
         int,
         says(
@@ -133,3 +139,8 @@ class WarmStartSection(Section, frozen=True):
         int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)
     ] = 0
     batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 2048
+
+    @property
+    def is_wanted(self) -> bool:
+        """True if there is anything to learn from."""
+        return bool(self.episodes or self.data)

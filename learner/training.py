@@ -100,7 +100,7 @@ class Training:
         """
         ranks = ranks or Ranks()
         directory = Path(job.model_dir)
-        if job.config.warm_start.episodes:
+        if job.config.warm_start.is_wanted:
             directory = _warm_start(job, report, ranks)
         model = _load_policy(directory, job.config, ranks)
         return cls(job, _build_updater(model, job.config, ranks), TrainingState())

@@ -53,6 +53,7 @@ from supervisor.machine_checks import check_machine, choose_weights_parent
 from supervisor.models import check_files
 from supervisor.resume import set_damaged_checkpoints_aside
 from telemetry.sinks.trackers import check_tracker
+from telemetry.work_clock import track
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +93,8 @@ def prepare_job(
         check_run_dir(Path(config.run.dir))
     environment = check_job(config)
     check_model(config, environment, model)
+    if not resume:
+        check_conversations(config, environment, model)
     endpoints = choose_endpoints(config)
     check_keys(config, endpoints)
     needed_bytes = check_machine(config, model, Path(config.run.dir or "runs"), resume)
@@ -374,9 +377,11 @@ def check_model(config: Config, environment: Environment, directory: Path | None
 
     A demonstration needs an expert, and a first task that can be started.
     """
-    if directory is None or config.warm_start.episodes:
+    settings = config.warm_start
+    if directory is None or settings.episodes:
         with environment_errors(config), first_task(environment) as episode:
-            _check_expert(config, environment, episode, directory)
+            if settings.episodes or not settings.data:
+                _check_expert(config, environment, episode, directory)
             if is_conversation(environment):
                 check_parts(episode)
                 check_opening(cast(Conversation, episode).messages)
@@ -395,6 +400,25 @@ def check_model(config: Config, environment: Environment, directory: Path | None
         _check_fits(config, directory, environment)
 
 
+def check_conversations(config: Config, environment: Environment, directory: Path | None) -> None:
+    """Raise ConfigError for conversations to learn from that are none, or do not fit.
+
+    `directory` is the model's; without it, they are not measured against its context.
+    """
+    if not config.warm_start.data:
+        return
+    from learner.warm_start.conversation_file import read_conversations
+
+    conversations = read_conversations(config, environment)
+    if directory is None:
+        return
+    from learner.warm_start.demonstrations import TurnTokenizer, tokenize_conversation
+
+    turn_tokenizer = TurnTokenizer(load_prompter(directory, config.model.chat_options()))
+    for conversation in track(conversations, "reading the conversations of warm_start.data"):
+        tokenize_conversation(conversation, turn_tokenizer, config.engine.max_model_len)
+
+
 def _check_expert(
     config: Config, environment: Environment, episode: Episode, directory: Path | None
 ) -> None:
@@ -404,7 +428,8 @@ def _check_expert(
         if directory is None:
             raise ConfigError(
                 f"{error}; the tiny policy learns from an expert: give model.name the directory "
-                "of a model that needs none"
+                "of a model that needs none, or set warm_start.episodes to 0 and give "
+                "conversations as warm_start.data"
             ) from None
         raise ConfigError(
             f"{error}, and warm_start.episodes asks for {config.warm_start.episodes} of its "

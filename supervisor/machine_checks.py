@@ -222,7 +222,7 @@ def check_machine(config: Config, model: Path | None, run_dir: Path, resume: boo
     Returns the bytes that weights need in their directory.
     """
     check_open_files(config)
-    if config.warm_start.episodes and not resume:
+    if config.warm_start.is_wanted and not resume:
         check_cache(config)
     parameters = policy_parameters(config.model.tiny, model)
     if not config.cluster.learner_launch:

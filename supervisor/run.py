@@ -182,7 +182,7 @@ class Run:
         self._task = asyncio.current_task()
         await self._build_policy()
         learner = self._start_learner()
-        if self._job.devices.sleeps and self._job.config.warm_start.episodes:
+        if self._job.devices.sleeps and self._job.config.warm_start.is_wanted:
             # What the warm start takes of a GPU that they share, engines cannot have meanwhile.
             await self._supervise_until(lambda: learner.ended or self._is_under_way())
         if not await self._start_engines(learner):

@@ -42,6 +42,8 @@ def format_duration(seconds: float) -> str:
 def describe_figures(figures: Mapping[str, float]) -> str:
     """Describe what a phase of a run has come to: 193 won, loss 0.41."""
     words = []
+    if "turns" in figures:
+        words.append(f"{figures['turns']:,.0f} turns")
     if "won" in figures:
         words.append(f"{figures['won']:,.0f} won")
     if "loss" in figures:

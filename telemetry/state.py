@@ -36,7 +36,7 @@ PHASE_KEYS = ("phase", "done", "of")
 BUILDING = "building the policy"
 """Phase before the learner's first, in which the policy that it begins with is made."""
 
-MAKING_THE_POLICY = ("demonstrations", "warm start")
+MAKING_THE_POLICY = ("demonstrations", "conversations", "warm start")
 """Phases of the learner before it has weights for anybody, which say when they end."""
 
 RATE_WINDOW = 30.0

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import zmq.asyncio
 
-from config import Job
+from config import ConfigError, Job
+from envs.registry import make_environment
+from learner.warm_start.conversation_file import read_conversations
 from learner.warm_start.demonstrations import NoDemonstrations, list_texts, play_tasks
 from learner.warm_start.tiny import build_tiny
 from protocol.codec import FrameReader
@@ -41,8 +43,18 @@ def build_policy(job: Job, report: ReportEpisodes | None = None) -> None:
 
 
 def _play_turns(job: Job, report: ReportEpisodes | None) -> Iterator[tuple[str, str]]:
-    """Yield the (prompt, response) texts that the tokenizer learns from, and report episodes."""
-    for number, episode in enumerate(play_tasks(job.config, TOKENIZER_EPISODES), 1):
+    """Yield the (prompt, response) texts that the tokenizer learns from, and report episodes.
+
+    They are of the expert, unless the policy is to learn from a file alone, and of that file.
+    """
+    config = job.config
+    if config.warm_start.data:
+        environment = make_environment(config.env.name, **config.environment_settings())
+        for conversation in read_conversations(config, environment):
+            yield from list_texts(conversation.episode)
+        if not config.warm_start.episodes:
+            return
+    for number, episode in enumerate(play_tasks(config, TOKENIZER_EPISODES), 1):
         if episode is not None:
             yield from list_texts(episode)
         if report is not None:
@@ -82,5 +94,5 @@ async def _build_and_report(job: Job) -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(_build_and_report(Job.load(Path(sys.argv[1]))))
-    except NoDemonstrations as error:
+    except (NoDemonstrations, ConfigError) as error:
         sys.exit(f"error: {error}")

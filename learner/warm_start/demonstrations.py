@@ -1,22 +1,24 @@
-"""Play demonstrations by the environment's expert, and tokenize them to be imitated."""
+"""Play demonstrations by the environment's expert; tokenize them, or conversations of a file."""
 
 from __future__ import annotations
 
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from typing import Any
 
 import numpy as np
 
-from config import Config
+from config import Config, ConfigError
 from envs.conversation import Message, describe_message, to_chat_messages
 from envs.play import ExpertEpisode, play_expert_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error, source_directory, timeout_error
 from learner.data.samples import TrainingSample
+from learner.warm_start.conversation_file import FileConversation
 from protocol.chat_codec import Answer, ChatCodec
 from protocol.conversation import Transcript, build_codec
 from protocol.prompting import Prompter
@@ -183,10 +185,13 @@ class TurnTokenizer:
 
     def __init__(self, prompter: Prompter) -> None:
         self._prompter = prompter
-        self._codec: ChatCodec | None = None
+        self._codecs: dict[str, ChatCodec] = {}  # by the tools that they show, in JSON
 
     def tokenize(self, episode: ExpertEpisode) -> list[TrainingSample]:
-        """Make one sample a turn that is to be imitated."""
+        """Make one sample a turn that is to be imitated.
+
+        ValueError for what the model's form cannot hold.
+        """
         if episode.conversation:
             return self._tokenize_conversation(episode)
         return self.tokenize_turns(episode.turns)
@@ -194,23 +199,29 @@ class TurnTokenizer:
     def _tokenize_conversation(self, episode: ExpertEpisode) -> list[TrainingSample]:
         """Make samples whose prompts are those of a run, had its policy said the same.
 
-        NoDemonstrations for a call that a run would not read as it was made.
+        ValueError for a call that a run would not read as it was made.
         """
-        if self._codec is None:
-            self._codec = build_codec(self._prompter, episode.tools)
-        transcript = Transcript(self._codec)
+        codec = self._codec_of(episode.tools)
+        transcript = Transcript(codec)
         samples = []
         before: list[Message] = []
         for number, (messages, answer, taught) in enumerate(episode.conversation):
             said = to_chat_messages(messages, before)
             prompt = transcript.extend(said) if number else transcript.open(said)
-            response = self._codec.encode_answer(*to_chat_messages([answer]))
+            response = codec.encode_answer(*to_chat_messages([answer]))
             read, _ = transcript.read(response)
             _check_calls(answer, read)
             before = [answer]
             if taught:
                 samples.append(_build_sample(np.array(prompt), np.array(response)))
         return samples
+
+    def _codec_of(self, tools: Sequence[Mapping[str, Any]]) -> ChatCodec:
+        """Return the codec of conversations with these tools, which is built once."""
+        key = to_json(tools)
+        if key not in self._codecs:
+            self._codecs[key] = build_codec(self._prompter, tools)
+        return self._codecs[key]
 
     def tokenize_turns(self, turns: Sequence[tuple[str, str]]) -> list[TrainingSample]:
         """Make one sample a turn, in which every token of the response is learned.
@@ -225,14 +236,33 @@ class TurnTokenizer:
         ]
 
 
+def tokenize_conversation(
+    conversation: FileConversation, turn_tokenizer: TurnTokenizer, max_model_len: int
+) -> list[TrainingSample]:
+    """Make one sample of each message that is imitated.
+
+    Raises ConfigError for a conversation that the model's form cannot hold, or its context.
+    """
+    try:
+        samples = turn_tokenizer.tokenize(conversation.episode)
+    except ValueError as error:
+        raise ConfigError(f"{conversation.place}: {error}") from None
+    longest = max(sample.length for sample in samples)
+    if longest > max_model_len:
+        raise ConfigError(
+            f"{conversation.place}: its {longest:,} tokens are more than engine.max_model_len "
+            f"({max_model_len:,}); raise that, or shorten it"
+        )
+    return samples
+
+
 def _check_calls(said: Message, read: Answer) -> None:
-    """Raise NoDemonstrations if a policy that says this would not make the same calls."""
+    """Raise ValueError if a policy that says this would not make the same calls."""
     calls = [(call.name, call.arguments) for call in read.calls if not call.error]
     if to_json(calls) != to_json([(call.name, call.arguments) for call in said.tool_calls]):
-        raise NoDemonstrations(
-            "warm_start.episodes: in the model's form, what the expert says is read otherwise "
-            f"({describe_message(said)!r:.200}); have it make one call at a time, without tags of "
-            "calls in its words, or try --model.tool_format hermes"
+        raise ValueError(
+            f"in the model's form, {describe_message(said)!r:.200} is read otherwise; make one "
+            "call at a time, without tags of calls in words, or try --model.tool_format hermes"
         )
 
 

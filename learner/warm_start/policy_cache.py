@@ -22,6 +22,7 @@ from envs.registry import source_of_environment
 from learner import checkpoint
 from learner.model.policy import load_policy
 from learner.publish import sha256_of
+from learner.warm_start.conversation_file import content_digest
 from learner.warm_start.demonstrations import TurnTokenizer
 from learner.warm_start.warm_start import ReportProgress, warm_start
 from protocol.files import atomic_replace
@@ -93,13 +94,17 @@ def policy_digest(config: Config, model_dir: Path) -> str:
     """Digest all that a warm-started policy depends on.
 
     These are the settings, the weights before it, the tokens, which show a change of the prompts
-    too, and the source of an environment of one's own, whose expert may have changed.
+    too, and the source of an environment of one's own, whose expert may have changed. Of a file of
+    conversations it is what stands in it, wherever it lies.
     """
+    learned_from = config.warm_start
+    if learned_from.data:
+        learned_from = msgspec.structs.replace(learned_from, data=content_digest(config))
     settings = [
         config.env.name,
         config.environment_settings(),
         config.model,
-        config.warm_start,
+        learned_from,
         config.learner.precision,
         config.run.seed,
     ]

@@ -1,6 +1,6 @@
-"""Warm start: imitate the environment's expert before RL.
+"""Warm start: imitate the environment's expert, or conversations of a file, before RL.
 
-It is rejection-sampling fine-tuning on the episodes that the expert won.
+Of the expert it is rejection-sampling fine-tuning: only the episodes that it won are imitated.
 """
 
 from __future__ import annotations
@@ -17,11 +17,18 @@ from transformers import PreTrainedModel
 
 from config import Config, WarmStartSection
 from config.options import this_command
+from envs.registry import make_environment
 from learner.data.batching import microbatches
 from learner.data.rows import Row, merge_turns, row_length
 from learner.data.samples import TrainingSample
 from learner.model.policy import log_probs
-from learner.warm_start.demonstrations import NoDemonstrations, TurnTokenizer, play_tasks
+from learner.warm_start.conversation_file import read_conversations
+from learner.warm_start.demonstrations import (
+    NoDemonstrations,
+    TurnTokenizer,
+    play_tasks,
+    tokenize_conversation,
+)
 from learner.warm_start.muon import Muon
 from protocol.machine import available_cores
 
@@ -62,17 +69,10 @@ def warm_start(
     started = time.monotonic()
     samples: list[TrainingSample] = []
     won = 0
-    for number, episode in enumerate(play_tasks(config, settings.episodes), 1):
-        if episode is not None:
-            samples += turn_tokenizer.tokenize(episode)
-            won += 1
-        report("demonstrations", number, settings.episodes, won=won)
-    if not samples:
-        raise NoDemonstrations(
-            f"warm_start.episodes: the expert won none of {settings.episodes} demonstrations, and "
-            "only those are imitated; lower warm_start.wasted_turn_rate and expert_error_rate, or "
-            f"see what it does: `{this_command()} check`"
-        )
+    if settings.episodes:
+        samples, won = _tokenize_demonstrations(turn_tokenizer, config, report)
+    if settings.data:
+        samples += _tokenize_file(turn_tokenizer, config, report)
     rng = np.random.default_rng(config.run.seed)
     batches = list(draw_batches(merge_turns(samples), settings.batch_tokens, settings.epochs, rng))
     optimizers = make_optimizers(model, settings)
@@ -89,12 +89,50 @@ def warm_start(
     return {
         "episodes": float(settings.episodes),
         "won": float(won),
-        "turns": float(len(samples)),
+        "turns": float(len(samples)),  # of the file's conversations, too
         "steps": float(len(batches)),
         "tokens": float(sum(row_length(row) for batch in batches for row in batch)),
         "loss": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         "seconds": time.monotonic() - started,
     }
+
+
+def _tokenize_demonstrations(
+    turn_tokenizer: TurnTokenizer, config: Config, report: ReportProgress
+) -> tuple[list[TrainingSample], int]:
+    """Play the expert's episodes; return samples of those that it won, and how many these are."""
+    settings = config.warm_start
+    samples: list[TrainingSample] = []
+    won = 0
+    for number, episode in enumerate(play_tasks(config, settings.episodes), 1):
+        if episode is not None:
+            try:
+                samples += turn_tokenizer.tokenize(episode)
+            except ValueError as error:
+                raise NoDemonstrations(f"warm_start.episodes: {error}") from None
+            won += 1
+        report("demonstrations", number, settings.episodes, won=won)
+    if not samples:
+        raise NoDemonstrations(
+            f"warm_start.episodes: the expert won none of {settings.episodes} demonstrations, and "
+            "only those are imitated; lower warm_start.wasted_turn_rate and expert_error_rate, or "
+            f"see what it does: `{this_command()} check`"
+        )
+    return samples, won
+
+
+def _tokenize_file(
+    turn_tokenizer: TurnTokenizer, config: Config, report: ReportProgress
+) -> list[TrainingSample]:
+    """Make samples of the conversations in `warm_start.data`."""
+    environment = make_environment(config.env.name, **config.environment_settings())
+    conversations = read_conversations(config, environment)
+    context = config.engine.max_model_len
+    samples: list[TrainingSample] = []
+    for number, conversation in enumerate(conversations, 1):
+        samples += tokenize_conversation(conversation, turn_tokenizer, context)
+        report("conversations", number, len(conversations), turns=len(samples))
+    return samples
 
 
 def make_optimizers(

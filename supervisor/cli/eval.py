@@ -45,6 +45,7 @@ FIXED_SETTINGS = {
     "run.max_updates": "0",
     "run.tracker": "none",
     "warm_start.episodes": "0",
+    "warm_start.data": "",
     "learner.ranks": "1",
 }
 """Settings of an evaluation: nothing is trained."""

@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         print_settings(resolution)
         check_settings(config, options.serial)
+        print(f"# {describe_warm_start(config)}")
         if not options.serial:
             print_plan(config)
         return output_status()
@@ -52,6 +53,9 @@ def main(arguments: list[str]) -> int:
     record_this_start(Path(job.run_dir), arguments, resolution.recipes, changes)
     console = Console()
     console.print(describe_recipes(resolution), highlight=False, markup=False, soft_wrap=True)
+    if not is_resumed:
+        words = describe_warm_start(config)
+        console.print(words, highlight=False, markup=False, soft_wrap=True)
     print_places(job, console)
     if changes:
         console.print(f"settings changed: {changes}", highlight=False, markup=False, soft_wrap=True)
@@ -102,7 +106,7 @@ def check_settings(config: Config, serial: bool) -> None:
     """Raise ConfigError for what is wrong with settings, as a run would; nothing is written."""
     from engine.launch import check_engine
     from supervisor.endpoints import check_hosts
-    from supervisor.job import check_job, check_model
+    from supervisor.job import check_conversations, check_job, check_model
 
     if serial:
         _check_serial(config)
@@ -115,6 +119,7 @@ def check_settings(config: Config, serial: bool) -> None:
     is_to_be_fetched = model is None and config.model.name != "tiny"
     if not is_to_be_fetched:
         check_model(config, environment, model)
+    check_conversations(config, environment, model)
     check_hosts(config)
 
 
@@ -139,6 +144,19 @@ def print_settings(resolution: Resolution) -> None:
 def describe_recipes(resolution: Resolution) -> str:
     """Say which recipes a run has; a later one wins over an earlier one."""
     return f"recipes: {', '.join(resolution.recipes) or 'none'}"
+
+
+def describe_warm_start(config: Config) -> str:
+    """Say what the policy learns from before it is trained."""
+    settings = config.warm_start
+    sources = []
+    if settings.episodes:
+        sources.append(f"{settings.episodes:,} episodes of the expert, if it wins them")
+    if settings.data:
+        from learner.warm_start.conversation_file import count_conversations
+
+        sources.append(f"{count_conversations(config):,} conversations of {settings.data}")
+    return f"warm start: {', and '.join(sources) or 'none'}"
 
 
 def print_plan(config: Config) -> None:

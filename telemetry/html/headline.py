@@ -15,6 +15,7 @@ PHASES = {
     "starting": "the policy is made, then engines, actors and the learner start",
     "building the policy": "the engines start",
     "demonstrations": "the policy is warmed up on them",
+    "conversations": "the policy is warmed up on them",
     "warm start": "a first evaluation, then training",
     "starting engines": "a first evaluation, then training",
     "evaluating": "training",

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import fcntl
+import json
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import shutil
 import sys
 import threading
 import time
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import pytest
 import torch
 
 import learner.warm_start.demonstrations
-from config import ConfigError, EnvSection, TinySection
+from config import ConfigError, EnvSection, Job, TinySection
 from config.resolve import resolve
 from envs.alfworld.environment import AlfWorldEpisode
 from learner.data.rows import merge_turns
@@ -224,6 +226,32 @@ def test_warm_start_reports_its_progress(job):
     *_, played, episodes, won = [row for row in seen if row[0] == "demonstrations"][-1]
     assert played == episodes == 40 and 0 < won["won"] <= 40
     assert 0 < seen[-1][3]["loss"] < seen[phases.index("warm start")][3]["loss"]
+
+
+@pytest.mark.parametrize("episodes", [0, 5])
+def test_conversations_of_a_file_are_learned_with_and_without_an_expert(
+    job: Job, tmp_path: Path, episodes: int
+) -> None:
+    exchange = [
+        {"role": "user", "content": "You see a mug 1."},
+        {"role": "assistant", "content": "<think>A mug.</think>\n<action>take mug 1</action>"},
+    ]
+    file = tmp_path / "chats.jsonl"
+    file.write_text(200 * f"{json.dumps({'messages': exchange})}\n")
+    settings = msgspec.structs.replace(
+        job.config.warm_start, episodes=episodes, data=str(file), batch_tokens=512
+    )
+    config = msgspec.structs.replace(job.config, warm_start=settings)
+    seen: dict[str, list[dict[str, float]]] = defaultdict(list)
+    Training.begin(
+        msgspec.structs.replace(job, config=config),
+        lambda phase, done, of, **figures: seen[phase].append(figures),
+    )
+    expected = ["demonstrations", "conversations", "warm start"]
+    assert list(seen) == expected[not episodes :]
+    assert seen["conversations"][-1] == {"turns": 200}
+    losses = [figures["loss"] for figures in seen["warm start"]]
+    assert losses[-1] < losses[0] / 2
 
 
 def test_a_model_of_ones_own_is_warm_started_if_asked_and_every_weight_by_adamw(job, small_policy):

@@ -9,6 +9,7 @@ import pytest
 
 from config import ConfigError
 from config.resolve import resolve
+from supervisor.cli.train import check_settings, describe_warm_start
 from supervisor.job import clean_up, environment_errors, prepare_job
 from supervisor.models import check_files
 from tests.fixtures.runs import small_config
@@ -292,6 +293,61 @@ def test_demonstrations_without_an_expert_are_refused(tmp_path: Path, small_poli
         ),
     ):
         prepare_job(resolve(overrides=settings), resume=False, model=small_policy)
+
+
+def write_conversations(directory: Path, *contents: str) -> dict[str, str]:
+    """Write what an assistant says to hello, a conversation each; returns settings."""
+    file = directory / "chats.jsonl"
+    lines = [
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "hello"},
+                    {"role": "assistant", "content": content},
+                ]
+            }
+        )
+        for content in contents
+    ]
+    file.write_text("\n".join(lines))
+    environment = directory / "prices.py"
+    environment.write_text(tool_code())
+    return {"env": str(environment), "warm_start.episodes": "0", "warm_start.data": str(file)}
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("", r"messages\[1\]: the assistant says nothing"),
+        ("hi " * 300, r"its [\d,]+ tokens are more than engine\.max_model_len \(300\)"),
+    ],
+)
+def test_conversation_that_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, small_policy: Path, second: str, message: str
+) -> None:
+    settings = write_conversations(tmp_path, "hi", second) | {
+        "model": str(small_policy),
+        "engine.max_model_len": "300",
+        "sampling.max_tokens": "32",
+        "run.dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(ConfigError, match=rf"^warm_start\.data: .*chats\.jsonl, line 2: {message}"):
+        prepare_job(resolve(overrides=settings), resume=False, model=small_policy)
+    assert not (tmp_path / "run").exists()
+
+
+def test_tiny_policy_needs_no_expert_where_it_learns_from_conversations(tmp_path: Path) -> None:
+    config = resolve(overrides=write_conversations(tmp_path, "hi", "hello"))
+    check_settings(config, serial=True)
+    words = describe_warm_start(config)
+    assert words == f"warm start: 2 conversations of {tmp_path / 'chats.jsonl'}"
+
+
+def test_what_a_run_learns_from_is_said(tmp_path: Path) -> None:
+    data = write_conversations(tmp_path, "hi")
+    both = describe_warm_start(resolve(overrides=data | {"warm_start.episodes": "1200"}))
+    assert "1,200 episodes of the expert, if it wins them, and 1 conversation" in both
+    assert describe_warm_start(resolve(overrides={"warm_start.episodes": "0"})).endswith("none")
 
 
 def test_a_model_whose_turns_end_with_no_token_is_refused(tmp_path: Path, small_policy: Path):
