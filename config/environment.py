@@ -13,8 +13,9 @@ class EnvSection(Section, frozen=True):
     name: Annotated[
         str,
         says(
-            "Environment: alfworld, arithmetic, webshop, search, textarena, gymnasium, one "
-            "registered by entry point, ./FILE.py, ./FILE.py:NAME or MODULE:NAME"
+            "Environment: alfworld, arithmetic, webshop, search, textarena, gymnasium, "
+            "reasoning-gym:NAME[,NAME...], one registered by entry point, ./FILE.py, "
+            "./FILE.py:NAME or MODULE:NAME"
         ),
     ] = "alfworld"
     max_turns: Annotated[

@@ -3,6 +3,7 @@
     alfworld                  one of ours, or one registered by an entry point
     ./mygame.py:MyGame        MyGame in a file; `./mygame.py` if it has one environment
     mypackage.games:MyGame    MyGame in a module that Python finds
+    reasoning-gym:gcd,lcm     a library's adapter, and what of the library is played
 
 An actor is told the name by its run's controller, and calls what it finds with settings from there.
 So that no name means any other function of its machine, code by name has to be the class of an
@@ -35,6 +36,7 @@ from envs.conversation import find_flaw, is_conversation
 from envs.settings import (
     AlfWorldSettings,
     GymnasiumSettings,
+    ReasoningGymSettings,
     SearchSettings,
     TextArenaSettings,
     WebShopSettings,
@@ -61,15 +63,19 @@ _BUILT_IN = {
     "alfworld": "envs.alfworld.environment:AlfWorld",
     "arithmetic": "envs.arithmetic:Arithmetic",
     "gymnasium": "envs.games.gymnasium:Gymnasium",
+    "reasoning-gym": "envs.adapters.reasoning_gym:ReasoningGym",
     "search": "envs.search.environment:Search",
     "textarena": "envs.games.textarena:TextArena",
     "webshop": "envs.webshop.environment:WebShop",
 }
 
+_ADAPTERS = ("reasoning-gym",)
+"""Built-in environments that take a target after a colon, as the keyword `target`."""
 
 BUILT_IN_SETTINGS: dict[str, type[msgspec.Struct]] = {
     "alfworld": AlfWorldSettings,
     "gymnasium": GymnasiumSettings,
+    "reasoning-gym": ReasoningGymSettings,
     "search": SearchSettings,
     "textarena": TextArenaSettings,
     "webshop": WebShopSettings,
@@ -93,8 +99,9 @@ def settings_of_environment(name: str) -> type[msgspec.Struct] | None:
     None without an environment of that name, or without settings. One of one's own has the struct
     as the attribute `Settings` of its factory. Raises ValueError for code that cannot be loaded.
     """
-    if name in BUILT_IN_SETTINGS:
-        return BUILT_IN_SETTINGS[name]
+    built_in = _without_target(name)
+    if built_in in BUILT_IN_SETTINGS:
+        return BUILT_IN_SETTINGS[built_in]
     if not name:  # settings of none: to look through all that is installed takes milliseconds
         return None
     if name not in environment_names() and not names_code(name):
@@ -135,6 +142,9 @@ def make_environment(name: str, **settings: object) -> Environment:
     Raises as `find_factory` does, and ValueError for tools that are none.
     """
     factory = find_factory(name)
+    adapter, _, target = name.partition(":")
+    if adapter in _ADAPTERS:
+        settings["target"] = target
     max_turns = None
     if is_conversation(factory):
         if "history" in settings and not _takes_keyword(factory, "history"):
@@ -178,12 +188,12 @@ def short_name(name: str) -> str:
 
 def names_code(name: str) -> bool:
     """Tell whether a name is one of a file or of something in a module."""
-    return _names_file(name) or ":" in name
+    return _names_file(name) or ":" in _without_target(name)
 
 
 def describe_missing(name: str) -> str:
     """Say that there is no environment of a name here, and what to do; empty if there is one."""
-    if name in _BUILT_IN:
+    if _without_target(name) in _BUILT_IN:
         return ""
     try:
         find_factory(name)
@@ -199,8 +209,9 @@ def find_factory(name: str) -> Callable[..., Environment]:
 
     Raises EnvironmentNotFound for an unknown name, and ValueError for code that cannot be loaded.
     """
-    if name in _BUILT_IN:
-        module, _, attribute = _BUILT_IN[name].partition(":")
+    built_in = _without_target(name)
+    if built_in in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[built_in].partition(":")
         return getattr(import_module(module), attribute)
     if _names_file(name):
         return _load(name, lambda: _find_in_file(name))
@@ -219,12 +230,20 @@ def find_factory(name: str) -> Callable[..., Environment]:
 
 def source_of_environment(name: str) -> bytes:
     """The source text of an environment of one's own; empty for ours, and where there is none."""
-    if name in _BUILT_IN:
+    if _without_target(name) in _BUILT_IN:
         return b""
     try:
         return Path(inspect.getfile(find_factory(name))).read_bytes()
     except (TypeError, OSError):
         return b""
+
+
+def _without_target(name: str) -> str:
+    """A name, without the target of an adapter."""
+    adapter, _, _ = name.partition(":")
+    if adapter in _ADAPTERS:
+        return adapter
+    return name
 
 
 def _names_file(name: str) -> bool:

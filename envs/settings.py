@@ -6,7 +6,8 @@ factory gets them as keyword arguments.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,6 +15,20 @@ from msgspec import Meta
 
 class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of an environment's settings: their types, bounds, defaults and help texts."""
+
+
+def parse_argument(text: str) -> tuple[str, Any]:
+    """Split `name=value` of a setting `arguments`; a value that is no JSON is a text.
+
+    Raises ValueError for another form.
+    """
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"env.settings.arguments: {text!r} is not of the form name=value")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value
 
 
 class AlfWorldSettings(EnvironmentSettings, frozen=True):
@@ -112,3 +127,22 @@ class GymnasiumSettings(EnvironmentSettings, frozen=True):
     task: Annotated[
         str, Meta(description="Task as the agent is told it; empty: that of a game we know")
     ] = ""
+
+
+class ReasoningGymSettings(EnvironmentSettings, frozen=True):
+    """Data sets of Reasoning Gym."""
+
+    arguments: Annotated[
+        list[str],
+        Meta(
+            description="Arguments of the data sets as name=value, or of one as "
+            "DATA_SET.name=value, values as in JSON"
+        ),
+    ] = []
+    run_answers: Annotated[
+        bool,
+        Meta(
+            description="Play data sets whose scorers run the policy's answer as Python code: in a "
+            "sandbox"
+        ),
+    ] = False

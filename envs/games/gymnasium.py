@@ -10,7 +10,6 @@ few: those of Gymnasium's own text games have names here.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, cast
 from envs.base import Observation, StepResult
 from envs.games.ansi import Marks, ansi_to_text
 from envs.games.game import HISTORY, GameEnvironment
+from envs.settings import parse_argument
 
 try:
     import gymnasium
@@ -165,7 +165,7 @@ class Gymnasium(GameEnvironment):
     ) -> None:
         super().__init__(max_turns, history)
         self._id = id
-        self._arguments = dict(_parse_argument(text) for text in arguments)
+        self._arguments = dict(parse_argument(text) for text in arguments)
         try:
             env = gymnasium.make(id, **self._arguments)
         except Exception as error:  # unknown, or whatever its constructor raises
@@ -214,13 +214,3 @@ def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[
             f"env.settings.actions: {id} has {space.n} actions, and {len(names)} are named"
         )
     return names
-
-
-def _parse_argument(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"env.settings.arguments: {text!r} is not of the form name=value")
-    try:
-        return name.strip(), json.loads(value)
-    except json.JSONDecodeError:
-        return name.strip(), value

@@ -44,3 +44,14 @@ def test_games_without_an_expert_are_played_by_a_model_of_ones_own(
     summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
     assert summary["ended"] == "finished" and score in summary["scores"]
     assert select_trained(trajectories)
+
+
+@pytest.mark.parametrize("environment", ["reasoning-gym:leg_counting,gcd"])
+def test_environments_of_other_libraries_are_trained_in(
+    tmp_path: Path, small_policy: Path, environment: str
+):
+    settings = {"env__name": environment, "model__name": str(small_policy)}
+    summary, trajectories, metrics = serial_run(tmp_path / "run", **settings)
+    assert summary["ended"] == "finished"
+    assert len({t.task_type for t in select_trained(trajectories)}) > 1
+    assert undocumented_names([name for line in metrics for name in line if name != "kind"]) == []
