@@ -16,6 +16,8 @@ if __name__ == "__main__":
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s"
     )
+    for name in ("httpx", "httpx2"):  # clients of harnesses, which tell of each request
+        logging.getLogger(name).setLevel(logging.WARNING)
     job = Job.load(Path(sys.argv[1]))
     endpoint = job.endpoints.actors.replace("0.0.0.0", "127.0.0.1")
     try:

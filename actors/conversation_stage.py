@@ -81,7 +81,7 @@ class ConversationStage:
         episode = self.episode
         anchor = self._state_key(episode)
         answer, _ = self._transcript.read(unpack(tokens, INT32).tolist())
-        message = _build_message(answer)
+        message = build_policy_message(answer)
         action = require_text("the policy's answer", describe_message(message))
         self.messages.append(message)
         self._turns += 1
@@ -158,7 +158,7 @@ def _count_characters(message: Message) -> int:
     return len(message.content) + len(message.reasoning) + calls
 
 
-def _build_message(answer: Answer) -> Message:
+def build_policy_message(answer: Answer) -> Message:
     """Build the message that the environment gets, which may do to it what it likes."""
     calls = [
         ToolCall(call.name, deepcopy(call.arguments), call.id, call.error) for call in answer.calls

@@ -6,18 +6,24 @@ It is a sequence of prompt, response, action and step, until the environment is 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 import msgspec
 
 from actors.conversation_stage import ConversationStage
 from actors.crash import RunningLeases
+from actors.endpoint import Endpoint
+from actors.harness_stage import HarnessStage
 from actors.stage import Stage, StepOutcome
 from actors.user_code import EpisodeThread
 from envs.base import Environment
 from envs.conversation import is_conversation, tools_of
+from envs.harness import is_harness
 from envs.registry import Environments
 from envs.user_errors import UserCodeError, source_directory
 from protocol.arrays import INT32, pack
@@ -27,6 +33,7 @@ from protocol.conversation import build_codec
 from protocol.messages import (
     DropReason,
     Lease,
+    Response,
     Trajectory,
     Turn,
     TurnFailed,
@@ -34,11 +41,18 @@ from protocol.messages import (
     TurnResult,
 )
 from protocol.prompting import Prompter
+from protocol.transcripts import CodecOf
 from protocol.validation import MAX_TURNS
 
 log = logging.getLogger(__name__)
 
-AnyStage = Stage | ConversationStage
+AnyStage = Stage | ConversationStage | HarnessStage
+
+TOKENIZING_SECONDS = 10.0
+"""Seconds that the prompts of a harness's requests take to be made, at most."""
+
+MAX_CODECS = 64
+"""Codecs of harnesses' tools that are kept: to find out how a template has them takes a while."""
 
 TakeTurn = Callable[[TurnRequest], Awaitable[TurnResult | TurnFailed]]
 
@@ -46,6 +60,19 @@ TakeTurn = Callable[[TurnRequest], Awaitable[TurnResult | TurnFailed]]
 def digest(text: str) -> str:
     """Return 16 letters in place of a text that is only compared."""
     return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def cache_codecs(prompter: Prompter) -> CodecOf:
+    """Return what makes the codec of a conversation with some tools, the same one for the same."""
+
+    @lru_cache(MAX_CODECS)
+    def build(tools_json: str) -> ChatCodec:
+        return build_codec(prompter, json.loads(tools_json))
+
+    def codec_of(tools: Sequence[Mapping[str, Any]]) -> ChatCodec:
+        return build(json.dumps(list(tools)))
+
+    return codec_of
 
 
 def encode_trajectory(trajectory: Trajectory) -> bytes:
@@ -70,6 +97,23 @@ def drop_turns(trajectory: Trajectory, reason: DropReason, detail: str) -> Traje
     return msgspec.structs.replace(
         trajectory, turns=[], success=False, scores={}, drop_reason=reason, detail=detail
     )
+
+
+def _extra_seconds(stage: AnyStage) -> float:
+    """Return the seconds that a call may take beyond a step of the environment.
+
+    A harness's stage measures that by itself, and makes tokens besides.
+    """
+    if isinstance(stage, HarnessStage):
+        return TOKENIZING_SECONDS
+    return 0.0
+
+
+def _step(stage: AnyStage, kept: Response) -> StepOutcome:
+    """Hand a response to its stage; a harness's cuts it as the request asks."""
+    if isinstance(stage, HarnessStage):
+        return stage.step(kept)
+    return stage.step(kept.tokens)
 
 
 class _Ended(Exception):
@@ -105,6 +149,8 @@ class EpisodePlayer:
         self._home = source_directory(environments.training)
         self._closing: set[asyncio.Future] = set()
         self._codecs: dict[int, ChatCodec] = {}  # by the id of an environment that talks
+        self._codec_of = cache_codecs(prompter)
+        self._endpoint: Endpoint | None = None  # begun by the first harness
 
     async def play(self, lease: Lease) -> Trajectory | None:
         """Play an episode, and return its trajectory; None if it was canceled.
@@ -114,7 +160,7 @@ class EpisodePlayer:
         played = _Played(lease)
         environment = self._environments.of_set(lease.evaluation_set)
         stage = self._make_stage(environment)
-        thread = EpisodeThread(self._home, self._step_timeout)
+        thread = EpisodeThread(self._home, self._step_timeout + _extra_seconds(stage))
         try:
             await self._play(lease, played, stage, thread)
         except UserCodeError as error:
@@ -138,15 +184,34 @@ class EpisodePlayer:
                 codec = build_codec(self._prompter, tools_of(environment))
                 self._codecs[id(environment)] = codec
             return ConversationStage(environment, codec, self._max_prompt_tokens)
+        if is_harness(environment):
+            return self._make_harness_stage(environment)
         return Stage(environment, self._prompter, self._max_prompt_tokens)
+
+    def _make_harness_stage(self, harness: object) -> HarnessStage:
+        if self._endpoint is None:
+            self._endpoint = Endpoint()
+            self._endpoint.start()
+        return HarnessStage(
+            harness,
+            self._prompter,
+            self._codec_of,
+            self._endpoint,
+            max_prompt_tokens=self._max_prompt_tokens,
+            timeout_seconds=self._step_timeout,
+            home=self._home,
+        )
 
     async def wait_closed(self, seconds: float) -> None:
         """Wait until episodes that were broken off have closed what they hold open.
 
-        The wait ends after so many seconds.
+        The wait ends after so many seconds. The endpoint of harnesses ends with it.
         """
         if self._closing:
             await asyncio.wait(self._closing, timeout=seconds)
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None
 
     async def _play(
         self, lease: Lease, played: _Played, stage: AnyStage, thread: EpisodeThread
@@ -174,7 +239,7 @@ class EpisodePlayer:
             if isinstance(answer, TurnFailed):
                 raise _Ended(answer.reason, answer.detail)
             with self._running.track(lease):
-                outcome = await thread.call(stage.step, answer.kept.tokens)
+                outcome = await thread.call(_step, stage, answer.kept)
             played.turns.append(self._build_turn(request, answer, outcome))
             prompt = outcome.prompt
             played.rewrites += outcome.rewritten
@@ -196,7 +261,7 @@ class EpisodePlayer:
             anchor = digest(anchor)
         return Turn(
             prompt=request.prompt,
-            kept=answer.kept,
+            kept=outcome.kept or answer.kept,
             rejected=answer.rejected,
             reward=outcome.reward,
             valid=outcome.valid,
@@ -209,6 +274,8 @@ class EpisodePlayer:
 
         That is now, or as soon as the call that hangs returns.
         """
+        if thread.abandoned and isinstance(stage, HarnessStage):
+            stage.interrupt()
         ended = thread.end(stage.close)
         self._closing.add(ended)
         ended.add_done_callback(self._closing.discard)

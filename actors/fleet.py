@@ -28,8 +28,10 @@ import zmq.asyncio
 
 from actors.actor import CLOSE_SECONDS, Actor, ControllerLost
 from actors.crash import ActorSlot
+from actors.harness_run import probe_harness
 from actors.pulse import LOOK_SECONDS, PulseMonitor
 from envs.base import Environment, Split
+from envs.harness import is_harness
 from envs.play import close_episode, start_episode
 from envs.registry import Environments, make_environments
 from envs.threads import call_in_thread
@@ -158,6 +160,9 @@ def _try_start(environment: Environment) -> str:
 
 
 def _start_and_close(environment: Environment, split: Split, index: int) -> None:
+    if is_harness(environment):
+        probe_harness(environment, split, index)
+        return
     close_episode(start_episode(environment, split, index, 0))
 
 

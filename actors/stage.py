@@ -15,6 +15,7 @@ from envs.play import close_episode, start_episode
 from envs.user_errors import UserCodeError, describe_value, require_text
 from envs.view import AgentView
 from protocol.arrays import INT32, unpack
+from protocol.messages import Response
 from protocol.validation import MAX_REWARD
 
 MAX_NAME = 200
@@ -49,6 +50,8 @@ class StepOutcome(NamedTuple):
     prompt: list[int] | None
     rewritten: bool = False
     """The prompt begins anew, since the chat template rewrote what was said."""
+    kept: Response | None = None
+    """The part of the response that was read; None: all of it."""
 
 
 class PromptCodec(Protocol):

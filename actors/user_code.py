@@ -81,21 +81,23 @@ class EpisodeThread:
             function, args, result = call
             try:
                 outcome = (False, function(*args))
-            except UserCodeError as error:
-                outcome = (True, error)
             except BaseException as error:
-                outcome = (True, self._failure(error))
+                outcome = (True, to_user_code_error(error, self._home))
             try:
                 self._loop.call_soon_threadsafe(_set, result, outcome)
             except RuntimeError:
                 # The loop has ended, and nobody waits; what is held open is still closed.
                 continue
 
-    def _failure(self, error: BaseException) -> UserCodeError:
-        frames = traceback.format_tb(error.__traceback__, limit=-TRACEBACK_FRAMES)
-        return UserCodeError(
-            describe_error(error, self._home), to_printable("".join(frames), 10 * MAX_MESSAGE_CHARS)
-        )
+
+def to_user_code_error(error: BaseException, home: str) -> UserCodeError:
+    """Put whatever code of the environment raised into words."""
+    if isinstance(error, UserCodeError):
+        return error
+    frames = traceback.format_tb(error.__traceback__, limit=-TRACEBACK_FRAMES)
+    return UserCodeError(
+        describe_error(error, home), to_printable("".join(frames), 10 * MAX_MESSAGE_CHARS)
+    )
 
 
 def _set(result: asyncio.Future, outcome: tuple[bool, Any]) -> None:

@@ -9,6 +9,7 @@ from config import ControlSection
 from controller.rules.thinking import RuleSpec, ThinkingSettings, ThinkTags
 from envs.base import Environment
 from envs.conversation import is_conversation
+from envs.harness import is_harness
 from protocol.chat_template import THOUGHT_BEGIN, THOUGHT_END
 from protocol.prompting import Prompter, read_vocabulary
 
@@ -80,7 +81,7 @@ def answer_after_thought(env: Environment) -> str:
 
     It is "</think>\n<action>", or for Search "</think>\n".
     """
-    if is_conversation(env):
+    if is_conversation(env) or is_harness(env):
         return "</think>\n"
     opening, _, rest = env.format_response("THOUGHT", "ACTION").partition("THOUGHT")
     between, action, _ = rest.partition("ACTION")

@@ -141,7 +141,8 @@ class ConversationEnvironment(Protocol):
 
 def is_conversation(environment: object) -> bool:
     """Tell whether an environment, or the class of one, talks in messages."""
-    return hasattr(environment, "tools") and not hasattr(environment, "prompt")
+    talks = hasattr(environment, "tools") and hasattr(environment, "start")
+    return talks and not hasattr(environment, "prompt")
 
 
 def find_flaw(environment: object) -> str:

@@ -33,6 +33,7 @@ import msgspec
 
 from envs.base import Environment
 from envs.conversation import find_flaw, is_conversation
+from envs.harness import DEFAULT_MAX_TURNS, HARNESS_NAMES, find_harness_flaw, is_harness
 from envs.settings import (
     AlfWorldSettings,
     GymnasiumSettings,
@@ -51,12 +52,15 @@ METHODS = ("size", "start", "view", "prompt", "parse")
 CONVERSATION_NAMES = ("size", "start", "tools")
 """What tells the class of an environment that talks in messages (envs/conversation.py)."""
 
-_INTERFACES = (METHODS, CONVERSATION_NAMES)
+_INTERFACES = (METHODS, CONVERSATION_NAMES, HARNESS_NAMES)
 
 MOST_MISSING = 2
 """Names that a class may lack to be taken for an environment with a mistake."""
 
-_WANTED = f"{', '.join(METHODS)} (or, to talk in messages, {', '.join(CONVERSATION_NAMES)})"
+_WANTED = (
+    f"{', '.join(METHODS)} (or, to talk in messages, {', '.join(CONVERSATION_NAMES)}; or, of an "
+    f"agent with a client, {', '.join(HARNESS_NAMES)})"
+)
 
 # Named, not imported: an actor loads only the environment it plays.
 _BUILT_IN = {
@@ -138,15 +142,15 @@ def make_environments(
 def make_environment(name: str, **settings: object) -> Environment:
     """Make an environment; `settings` are those of its factory.
 
-    `max_turns` of one that talks in messages is set here where its factory does not take it.
-    Raises as `find_factory` does, and ValueError for tools that are none.
+    `max_turns` of one that talks in messages, or is a harness, is set here where its factory does
+    not take it. Raises as `find_factory` does, and ValueError for parts that are none.
     """
     factory = find_factory(name)
     adapter, _, target = name.partition(":")
     if adapter in _ADAPTERS:
         settings["target"] = target
     max_turns = None
-    if is_conversation(factory):
+    if is_conversation(factory) or is_harness(factory):
         if "history" in settings and not _takes_keyword(factory, "history"):
             raise ValueError(
                 f"env.history: {name} talks in messages, all of which the policy reads; leave it "
@@ -157,10 +161,15 @@ def make_environment(name: str, **settings: object) -> Environment:
     environment: Any = factory(**settings)
     if max_turns is not None:
         environment.max_turns = max_turns
+    flaw = ""
     if is_conversation(environment):
         flaw = find_flaw(environment)
-        if flaw:
-            raise ValueError(f"env.name: {name}: {flaw}")
+    elif is_harness(environment):
+        if not hasattr(environment, "max_turns"):
+            environment.max_turns = DEFAULT_MAX_TURNS
+        flaw = find_harness_flaw(environment)
+    if flaw:
+        raise ValueError(f"env.name: {name}: {flaw}")
     return environment
 
 
@@ -361,4 +370,4 @@ def _is_environment(value: object) -> TypeGuard[type]:
         return False
     if all(callable(getattr(value, method, None)) for method in METHODS):
         return True
-    return all(hasattr(value, name) for name in CONVERSATION_NAMES)
+    return all(hasattr(value, name) for name in CONVERSATION_NAMES) or is_harness(value)

@@ -91,7 +91,7 @@ def describe_error(error: BaseException, home: str = "") -> str:
     description = f"{type(error).__name__}: {message}"
     if isinstance(error, BaseExceptionGroup):
         description += f"; the first one is {describe_error(error.exceptions[0], home)}"
-    where = find_user_frame(_locate(traceback.walk_tb(error.__traceback__)), home)
+    where = find_user_frame(locate_steps(traceback.walk_tb(error.__traceback__)), home)
     if where:
         return f"{description} ({where})"
     return description
@@ -138,14 +138,14 @@ def timeout_error(thread: threading.Thread, seconds: float, home: str = "") -> U
     innermost = frames.get(thread.ident or 0)  # 0 is no thread's
     if innermost is not None:
         steps = list(traceback.walk_stack(innermost))
-        where = find_user_frame(_locate(reversed(steps)), home)
+        where = find_user_frame(locate_steps(reversed(steps)), home)
         if where:
             message += f", at {where}"
     return UserCodeError(message)
 
 
-def _locate(steps: Iterable[tuple[FrameType, int]]) -> Iterator[tuple[str, int, str]]:
-    """(file, line, function) of each frame."""
+def locate_steps(steps: Iterable[tuple[FrameType, int]]) -> Iterator[tuple[str, int, str]]:
+    """Yield (file, line, function) of each frame."""
     for frame, line in steps:
         yield frame.f_code.co_filename, line, frame.f_code.co_name
 

@@ -7,6 +7,7 @@ of what comes next. A template may rewrite what was said: most drop thoughts of 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,10 @@ class Transcript:
     def messages(self) -> Sequence[ChatMessage]:
         """All messages so far, an answer that was read included."""
         return tuple(self._messages)
+
+    def fork(self) -> Transcript:
+        """Make another one with the same past, which goes on by itself."""
+        return copy.copy(self)  # whose lists are replaced, and never changed
 
     def open(self, messages: Sequence[ChatMessage]) -> list[int]:
         """Begin with these messages; returns the first prompt."""

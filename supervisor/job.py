@@ -40,6 +40,7 @@ from envs.conversation import (
     tools_of,
 )
 from envs.conversation_checks import check_opening, check_parts
+from envs.harness import is_harness
 from envs.play import close_episode, make_expert, start_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error, to_printable
@@ -378,9 +379,12 @@ def check_model(config: Config, environment: Environment, directory: Path | None
     A demonstration needs an expert, and a first task that can be started.
     """
     settings = config.warm_start
-    if directory is None or settings.episodes:
+    needs_expert = bool(settings.episodes) or (directory is None and not settings.data)
+    if is_harness(environment):
+        _check_harness(config, environment, directory, needs_expert)
+    elif directory is None or settings.episodes:
         with environment_errors(config), first_task(environment) as episode:
-            if settings.episodes or not settings.data:
+            if needs_expert:
                 _check_expert(config, environment, episode, directory)
             if is_conversation(environment):
                 check_parts(episode)
@@ -419,6 +423,19 @@ def check_conversations(config: Config, environment: Environment, directory: Pat
         tokenize_conversation(conversation, turn_tokenizer, config.engine.max_model_len)
 
 
+def _check_harness(
+    config: Config, harness: Any, directory: Path | None, needs_expert: bool
+) -> None:
+    """Raise ConfigError for a harness whose first task cannot be had, or demonstrated if need be.
+
+    Nobody demonstrates what a harness does.
+    """
+    with environment_errors(config):
+        task = harness.task("train" if harness.size("train") else "held_out", 0)
+        if needs_expert:
+            _check_expert(config, harness, task, directory)
+
+
 def _check_expert(
     config: Config, environment: Environment, episode: Episode, directory: Path | None
 ) -> None:
@@ -448,6 +465,9 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
             f"chooses from {vocabulary}"
         )
     load_think_tokens(directory, prompter, environment, config.control)
+    if is_harness(environment):
+        build_codec(prompter, ())  # its prompts are not known before it asks
+        return
     with first_task(environment) as episode:
         prompt = _encode_first_prompt(prompter, environment, episode)
     prompt_tokens = len(prompt)

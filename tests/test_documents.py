@@ -29,6 +29,7 @@ from supervisor.cli.commands import COMMANDS
 from supervisor.cli.reference import PAGES
 from tests.fixtures import ROOT
 from tests.fixtures.example_environment import guide_code
+from tests.fixtures.harnesses import harness_code
 from tests.fixtures.tool_environment import tool_code
 
 DOCS = ROOT / "docs"
@@ -202,6 +203,7 @@ def test_documents_train_commands_of_guides_are_accepted(
 ) -> None:
     (tmp_path / "bisect_game.py").write_text(guide_code())
     (tmp_path / "prices.py").write_text(tool_code())
+    (tmp_path / "sums.py").write_text(harness_code())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     for settings in train_commands(page.read_text()):

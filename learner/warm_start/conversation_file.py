@@ -27,6 +27,7 @@ from envs.conversation import (
     tools_of,
 )
 from envs.conversation_checks import find_call_id
+from envs.harness import is_harness
 from envs.play import ExpertEpisode
 from envs.user_errors import UserCodeError
 from protocol.chat_template import THOUGHT_BEGIN, THOUGHT_END
@@ -143,7 +144,7 @@ def _read_line(line: bytes, environment: Environment) -> ExpertEpisode:
         raise ValueError("all of the assistant's messages have weight 0; give one weight 1")
     conversation: list[ConversationTurn] = []
     turns: list[tuple[str, str]] = []
-    if is_conversation(environment):
+    if is_conversation(environment) or is_harness(environment):
         weights = [each.weight for each in chat.messages]
         conversation = _split_turns(messages, weights)
     else:

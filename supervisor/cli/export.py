@@ -20,6 +20,7 @@ from engine.launch import serve_command
 from envs.base import Environment
 from envs.conversation import is_conversation, to_chat_messages, tools_of
 from envs.conversation_checks import check_opening
+from envs.harness import is_harness
 from envs.registry import short_name
 from learner.checkpoint_damage import STATE, describe_damage
 from protocol.conversation import build_codec
@@ -159,6 +160,8 @@ def _describe_environment(config: Config, policy: Path) -> dict[str, Any]:
     """
     try:
         environment = build_environment(config)
+        if is_harness(environment):
+            return {"example_prompt": ""}  # each request has its own
         with environment_errors(config), first_task(environment) as episode:
             prompt = _first_prompt(config, environment, episode, policy)
     except ConfigError:

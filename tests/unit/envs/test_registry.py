@@ -94,7 +94,7 @@ def test_environment_of_a_file_declares_its_settings(
         ("DIR/none.py", r"there is no file DIR/none\.py on \S+; put it there"),
         ("DIR/my game.py:Nothing", r"my game\.py has no class 'Nothing' with the methods size, "),
         ("DIR/my game.py:BROKEN", r"my game\.py has no class 'BROKEN' "),
-        ("DIR/numbers_beside.py", r"has no class with the methods size, .*start, tools\)$"),
+        ("DIR/numbers_beside.py", r"has no class with the methods size, .*task, episode\)$"),
         ("DIR/two.py", r"two\.py has several environments, A, B; say which: DIR/two\.py:NAME"),
         ("DIR/sise.py", r"; the class A has no size \(is sise meant to be it\?\)$"),
         ("DIR/sise.py:A", r"has no class 'A' .*; the class A has no size \(is sise"),

@@ -278,6 +278,26 @@ def test_conversation_that_cannot_be_is_refused_before_any_write(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        ("", {}, "given has no expert; the tiny policy learns from an expert"),
+        ("small", {"warm_start.episodes": "5"}, r"no expert, and warm_start\.episodes asks for 5"),
+        ("small", {"env.history": "2"}, r"env\.history: "),
+    ],
+    ids=["tiny", "demonstrations", "history"],
+)
+def test_harness_that_nobody_can_demonstrate_is_refused(
+    tmp_path: Path, small_policy: Path, model: str, settings: dict[str, str], message: str
+):
+    overrides = {"env": "tests.fixtures.harnesses:GivenHarness", "run.dir": str(tmp_path / "run")}
+    directory = small_policy if model else None
+    if directory is not None:
+        overrides["model"] = str(directory)
+    with pytest.raises(ConfigError, match=message):
+        prepare_job(resolve(overrides=overrides | settings), resume=False, model=directory)
+
+
 def test_demonstrations_without_an_expert_are_refused(tmp_path: Path, small_policy: Path):
     settings = {
         "model": str(small_policy),

@@ -1,0 +1,116 @@
+"""Answers in OpenAI's form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from protocol.chat_codec import Answer
+from protocol.messages import StopReason
+from protocol.openai_requests import MODEL
+
+NO_LOG_PROB = -9999.0
+"""Stands for the log-prob of a token that has none, as OpenAI's own endpoint has it."""
+
+
+class SampledToken(NamedTuple):
+    """A token of an answer."""
+
+    text: str
+    log_prob: float
+
+
+class Choice(NamedTuple):
+    """One answer to a request."""
+
+    message: dict[str, Any]
+    """The assistant's message; of a completion only its `content`."""
+    finish_reason: str
+    completion_tokens: int
+    tokens: Sequence[SampledToken] = ()
+    """The tokens of the answer, where the request asks for their log-probs."""
+
+
+class Answered(NamedTuple):
+    """All answers to a request."""
+
+    choices: list[Choice]
+    prompt_tokens: int
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Return the tokens of the prompt, of the answers, and of both."""
+        completion_tokens = sum(choice.completion_tokens for choice in self.choices)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": self.prompt_tokens + completion_tokens,
+        }
+
+
+def build_answer_message(answer: Answer) -> dict[str, Any]:
+    """Build the assistant's message of an answer.
+
+    The arguments of a call that cannot be read are what the policy wrote.
+    """
+    message: dict[str, Any] = {"role": "assistant", "content": answer.content, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    calls = []
+    for call in answer.calls:
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        if call.error:
+            arguments = call.text
+        function = {"name": call.name or "unknown", "arguments": arguments}
+        calls.append({"id": call.id, "type": "function", "function": function})
+    if calls:
+        message["content"] = answer.content or None
+        message["tool_calls"] = calls
+    return message
+
+
+def find_finish_reason(stop: StopReason, is_cut: bool, message: dict[str, Any]) -> str:
+    """Say why an answer ended; `is_cut`: at the request's own max_tokens."""
+    if is_cut or stop is not StopReason.END:
+        return "length"
+    if message.get("tool_calls"):
+        return "tool_calls"
+    return "stop"
+
+
+def build_chat_completion(answered: Answered, name: str, created: int) -> dict[str, Any]:
+    """Build the answer to a request for a chat completion that is not streamed."""
+    choices = [
+        {
+            "index": number,
+            "message": choice.message,
+            "finish_reason": choice.finish_reason,
+            "logprobs": build_chat_log_probs(choice.tokens),
+        }
+        for number, choice in enumerate(answered.choices)
+    ]
+    return {
+        "id": name,
+        "object": "chat.completion",
+        "created": created,
+        "model": MODEL,
+        "choices": choices,
+        "usage": answered.usage,
+    }
+
+
+def build_chat_log_probs(tokens: Sequence[SampledToken]) -> dict[str, Any] | None:
+    """Build the log-probs of a chat's answer; None where nobody asked for them."""
+    if not tokens:
+        return None
+    content = [
+        {
+            "token": token.text,
+            "logprob": token.log_prob,
+            "bytes": list(token.text.encode()),
+            "top_logprobs": [],
+        }
+        for token in tokens
+    ]
+    return {"content": content, "refusal": None}
