@@ -35,5 +35,13 @@ class EnvSection(Section, frozen=True):
             le=50,
         ),
     ] = -1
+    curriculum_half_life: Annotated[
+        float,
+        says(
+            "Updates after which an episode counts half for the curriculum, which draws tasks "
+            "that are solved at times more often; 0: no curriculum, all tasks alike",
+            ge=0,
+        ),
+    ] = 0.0
     settings: dict[str, Any] = {}
     """Settings that the environment itself declares, by name (envs/settings.py)."""

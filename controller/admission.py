@@ -27,14 +27,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
 from config import EvaluationPlan
 from config.evaluation import ONLY_SET
-from protocol.messages import EpisodeKey, Lease, TurnRequest
+from controller.curriculum import Curriculum
+from protocol.messages import EpisodeKey, Lease, TaskOutcome, TurnRequest
 
 CLAIMS_BELIEVED = 5
 """Heartbeats in which an actor claims more room than we know of, until it is believed."""
@@ -60,6 +61,7 @@ class AdmissionSettings:
     held_out_size: int
     evaluation: EvaluationPlan
     episode_seconds: float = inf  # the longest that a lease may last
+    curriculum_half_life: float = 0.0  # groups; 0: tasks are drawn without a curriculum
 
     @property
     def slots(self) -> int:
@@ -67,7 +69,7 @@ class AdmissionSettings:
 
 
 def task_of_group(seed: int, group: int, size: int) -> int:
-    """The training task that group number `group` plays: the same after every restart."""
+    """The training task that group `group` plays without a curriculum, after restarts too."""
     return random.Random(f"task/{seed}/{group}").randrange(size)
 
 
@@ -150,6 +152,9 @@ class Admission:
     leased: dict[EpisodeKey, _Holder] = field(default_factory=dict)
     revoked: list[LapsedLease] = field(default_factory=list)
     """Leases that lapsed, for those who must know."""
+    curriculum: Curriculum = field(init=False)
+    _tasks_received: dict[int, int] = field(default_factory=dict)
+    """Task of each group with a member in `_received`, by the learner's word."""
     _awaiting: dict[int, list[int]] = field(default_factory=dict)
     """Groups that are freed once a version is applied."""
     _to_admit: int = 0
@@ -163,6 +168,7 @@ class Admission:
 
     def __post_init__(self) -> None:
         self._pace = Pace(self.settings.episode_seconds)
+        self.curriculum = Curriculum(self.settings.curriculum_half_life)
 
     # --- what the learner says
 
@@ -172,18 +178,25 @@ class Admission:
         received: list[EpisodeKey],
         updates_remaining: int,
         consumed_groups: Collection[int] = (),
+        tasks: Mapping[int, int] | None = None,
     ) -> None:
         """Begin to admit at `next_group`: the learner is ready.
 
         `consumed_groups` are not admitted, and members in `received` need not be played
-        again. After a crash these may be of many more groups than there are slots: the learner has
-        them all, and may be done with some before they are admitted here.
+        again; `tasks` are those of their groups. After a crash these may be many more groups than
+        there are slots: the learner has them all, and may be done with some before they are
+        admitted here.
         """
         self.next_group = next_group
         self._to_admit = updates_remaining * self.settings.groups + len(consumed_groups)
         self._consumed_early = set(consumed_groups)
         self._received = set(received)
+        self._tasks_received = dict(tasks or {})
         self._admit()
+
+    def note_outcomes(self, outcomes: Sequence[TaskOutcome]) -> None:
+        """Take note of what came of groups, for the tasks of those that are admitted later."""
+        self.curriculum.note(outcomes)
 
     def hold_until_applied(self, version: int, groups: list[int]) -> None:
         """Take note that these groups went into weights `version`, which no engine runs yet.
@@ -365,11 +378,18 @@ class Admission:
         """
         settings = self.settings
         if not key.evaluation:
-            return "train", task_of_group(settings.seed, key.group, settings.train_size), ONLY_SET
+            return "train", self._training_task(key.group), ONLY_SET
         planned = settings.evaluation.locate(key.member)
         if planned.set.name == ONLY_SET:
             return planned.set.split, planned.task % settings.held_out_size, ONLY_SET
         return planned.set.split, planned.task, planned.set.name
+
+    def _training_task(self, group: int) -> int:
+        """Return a group's task; of one that holds no slot any more, it does not matter which."""
+        task = self.curriculum.task_of(group)
+        if task is None:
+            return task_of_group(self.settings.seed, group, self.settings.train_size)
+        return task
 
     def _take_back(self, keys: list[EpisodeKey]) -> list[EpisodeKey]:
         exhausted = []
@@ -391,6 +411,7 @@ class Admission:
 
     def _leave(self, groups: list[int]) -> None:
         self.holding.difference_update(groups)
+        self.curriculum.forget_groups(groups)
         self._consumed_early.update(group for group in groups if group >= self.next_group)
 
     def _admit(self) -> None:
@@ -403,6 +424,9 @@ class Admission:
                 self._consumed_early.remove(group)
             else:
                 self.holding.add(group)
+                task = self._tasks_received.pop(group, None)
+                settings = self.settings
+                self.curriculum.admit(settings.seed, group, settings.train_size, task)
                 self.pending.extend(key for key in keys if key not in self._received)
             self._received.difference_update(keys)
 

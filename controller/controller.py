@@ -45,6 +45,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import zmq.asyncio
 from tokenizers import Tokenizer
 
@@ -81,6 +82,7 @@ from protocol.messages import (
     Shutdown,
     SleepEngines,
     Stats,
+    TasksPlayed,
     TurnRequest,
     WeightsApplied,
     WeightsPublished,
@@ -98,6 +100,13 @@ MAX_CREDIT = 10_000
 
 LAST_WORDS_SECONDS = 1.0
 """Time in which shards that end say what they have counted."""
+
+
+class ControllerMemory(msgspec.Struct, frozen=True):
+    """State of the controller in a learner's checkpoint, each part as it encodes itself."""
+
+    thresholds: msgspec.Raw
+    curriculum: msgspec.Raw
 
 
 @dataclass(eq=False, kw_only=True)
@@ -268,18 +277,21 @@ class Controller:
             peer, message, _ = await self.transport.learner.receive()
             match message:
                 case LearnerReady() as ready:
-                    self.turn_service.turns.thresholds.restore(ready.control_state)
+                    self._restore_state(ready.control_state)
                     self.admission.start(
                         ready.next_group,
                         ready.received,
                         ready.updates_remaining,
                         ready.consumed_groups,
+                        ready.tasks,
                     )
                 case WeightsPublished() as published:
                     self.admission.hold_until_applied(published.version, published.trained)
                     await self.announcements.put(published)
                 case GroupsDropped(groups=groups):
                     self.admission.replace_dropped(groups)
+                case TasksPlayed(outcomes=outcomes):
+                    self.admission.note_outcomes(outcomes)
                 case Evaluate() as request:
                     await self.announcements.put(request)
                 case SleepEngines(asleep=asleep):
@@ -310,11 +322,26 @@ class Controller:
             self.admission.free_slots(version)
             if published.last:
                 await self.finish_training()
-            control_state = self.turn_service.turns.thresholds.state()
+            control_state = self._encode_state()
             await self.transport.tell_learner(
                 WeightsApplied(version=version, seconds=seconds, control_state=control_state)
             )
             await self.leases.grant()
+
+    def _encode_state(self) -> bytes:
+        """Encode what a resumed run goes on with."""
+        state = ControllerMemory(
+            msgspec.Raw(self.turn_service.turns.thresholds.state()),
+            msgspec.Raw(self.admission.curriculum.state()),
+        )
+        return msgspec.json.encode(state)
+
+    def _restore_state(self, state: bytes) -> None:
+        """Go on with the state of a checkpoint; of a new run it is empty."""
+        if state:
+            memory = msgspec.json.decode(state, type=ControllerMemory)
+            self.turn_service.turns.thresholds.restore(bytes(memory.thresholds))
+            self.admission.curriculum.restore(bytes(memory.curriculum))
 
     async def switch_engines(self) -> None:
         """Put the engines to sleep and wake them, as the learner asks, and tell it."""
@@ -468,4 +495,5 @@ def _admission_settings(config: Config, environment: Environment) -> AdmissionSe
         held_out_size=environment.size("held_out"),
         evaluation=config.evaluation_plan(),
         episode_seconds=config.actor.episode_seconds,
+        curriculum_half_life=config.env.curriculum_half_life * config.learner.groups_per_update,
     )

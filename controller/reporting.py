@@ -117,6 +117,7 @@ class ControllerState:
         gauges: dict[str, float | None] = {
             **self.shards.merge_with(own_gauges),
             **self.turn_service.thresholds(),
+            **admission.curriculum.gauges(),
             "queue_leases": len(admission.pending) + len(admission.pending_evaluation),
             "episodes_in_flight": len(admission.leased),
             "queue_weights": len(self.announcements),

@@ -51,6 +51,7 @@ from protocol.messages import (
     GroupsDropped,
     LearnerReady,
     Shutdown,
+    TasksPlayed,
     Trajectory,
     WeightsApplied,
 )
@@ -227,6 +228,7 @@ class Learner:
                 consumed_groups=self._buffer.closed.ahead(),
                 updates_remaining=self._limits.updates_left(self.training),
                 control_state=self.training.control.encode(),
+                tasks=self._buffer.unconsumed_tasks(),
             )
         )
         await self._publish([], last=False)
@@ -268,14 +270,21 @@ class Learner:
             while not (self._stop.is_set() or self._limits.are_reached(self.training)):
                 arrived.clear()
                 dropped = self._buffer.collect_complete()
+                batch = self._buffer.pop_batch(size)
+                await self._send_outcomes()
                 if dropped:
                     await self._controller.send(GroupsDropped(groups=dropped))
-                batch = self._buffer.pop_batch(size)
                 if batch is not None:
                     self._store.forget_closed()
                     return batch
                 await _wait_for(arrived, min(max(0.0, self._limits.seconds_left()), 1.0))
         return None
+
+    async def _send_outcomes(self) -> None:
+        """Tell the controller what came of groups, before it admits others in their place."""
+        outcomes = self._buffer.pop_outcomes()
+        if outcomes and self._config.env.curriculum_half_life:
+            await self._controller.send(TasksPlayed(outcomes=outcomes))
 
     async def _make_update(self, batch: Batch, wait_s: float) -> None:
         """Train on a batch, look for a collapse, checkpoint, publish, and tell of it."""

@@ -27,6 +27,7 @@ from protocol.messages import (
     SignalFrame,
     SleepEngines,
     Stats,
+    TasksPlayed,
     Trajectory,
     TurnFailed,
     TurnRequest,
@@ -70,6 +71,7 @@ AnyMessage = (
     | LearnerReady
     | WeightsPublished
     | GroupsDropped
+    | TasksPlayed
     | Evaluate
     | WeightsApplied
     | SleepEngines

@@ -12,7 +12,7 @@ what it is. Arrays are raw little-endian bytes, with the element type in the fie
     actor       -> learner      Trajectory
     learner     -> actor        Ack, Refused
     learner     -> controller   LearnerReady, WeightsPublished, Evaluate, GroupsDropped, Shutdown
-    learner     -> controller   SleepEngines
+    learner     -> controller   SleepEngines, TasksPlayed
     controller  -> learner      WeightsApplied, Trajectory (an episode that no actor could finish)
     controller  -> learner      EnginesAsleep
     shard       -> controller   ShardState
@@ -36,7 +36,7 @@ import numpy as np
 
 from protocol.chat_format import ChatFormat
 
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
@@ -332,6 +332,7 @@ class LearnerReady(Message, frozen=True):
     )
     consumed_groups: list[int] = []  # groups from `next_group` on that were trained on, or dropped
     control_state: bytes = b""  # the controller's own state, from the checkpoint; empty: a new run
+    tasks: dict[int, int] = {}  # group -> task of its members in `received`
 
 
 class Transfer(msgspec.Struct, array_like=True, frozen=True):
@@ -368,6 +369,21 @@ class GroupsDropped(Message, frozen=True):
     """
 
     groups: list[int]
+
+
+class TaskOutcome(msgspec.Struct, array_like=True, frozen=True):
+    """Outcome of a group's episodes, those that were dropped left out."""
+
+    group: int
+    task: int
+    solved: int  # episodes
+    failed: int
+
+
+class TasksPlayed(Message, frozen=True):
+    """Tells, for a curriculum, what came of groups that are trained on or were dropped."""
+
+    outcomes: list[TaskOutcome]
 
 
 class Evaluate(Message, frozen=True):

@@ -102,6 +102,19 @@ METRICS: dict[str, Metric] = {
     "entropy": Metric(
         "nats", "policy", "value", "Mean entropy of the policy over the trained tokens"
     ),
+    # --- which tasks are played (env.curriculum_half_life)
+    "curriculum_tasks": Metric(
+        "1", "curriculum", "latest", "Tasks that the curriculum knows from recent episodes"
+    ),
+    "curriculum_known_share": Metric(
+        "share", "curriculum", "latest", "Admitted groups whose task was known when it was drawn"
+    ),
+    "curriculum_success": Metric(
+        "share",
+        "curriculum",
+        "latest",
+        "Success expected of the admitted groups' tasks when they were drawn; 0.5 of unknown ones",
+    ),
     # --- tokens and control
     "generated_tokens": Metric(
         "tokens",

@@ -13,7 +13,7 @@ been passed by more than `window` later ones (controller/admission.py says what 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from typing import NamedTuple
 from config import LearnerSection
 from learner.data.drop_ledger import DropLedger, FirstEpisodes
 from learner.data.samples import is_informative
-from protocol.messages import FAILURES, DropReason, EpisodeKey, Trajectory
+from protocol.messages import FAILURES, DropReason, EpisodeKey, TaskOutcome, Trajectory
 
 SHOWN_MEMBERS = 5
 """How many missing episodes are named by their numbers."""
@@ -105,6 +105,7 @@ class GroupBuffer:
         self._first_episodes = FirstEpisodes(group_size)
         self._open: dict[int, dict[int, Trajectory]] = {}
         self._complete: dict[int, list[Trajectory]] = {}  # group -> the members that were played
+        self._outcomes: list[TaskOutcome] = []  # of groups that were closed since they were asked
         self._evaluations: dict[int, dict[int, Trajectory]] = {}
         self._finished_evaluations: set[int] = set()
 
@@ -177,14 +178,42 @@ class GroupBuffer:
                 continue
             members = self._open.pop(group)
             played = [members[m] for m in sorted(members) if members[m].drop_reason is None]
+            played = self._keep_one_task(group, played)
             reason = self._reason_to_drop(played)
             if reason is None:
                 self._complete[group] = played
             else:
                 self.ledger.record(group, reason, played)
+                self._note_outcome(group, played)
                 unusable.append(group)
         self.closed.add_dropped(unusable)
         return unusable
+
+    def _keep_one_task(self, group: int, played: list[Trajectory]) -> list[Trajectory]:
+        """Leave out episodes of another task than most of their group, which count as canceled.
+
+        A resumed run with a curriculum may have drawn another task than the one that an episode,
+        late from before, was played of.
+        """
+        counts = Counter(episode.task_index for episode in played)
+        if len(counts) < 2:
+            return played
+        task = counts.most_common(1)[0][0]
+        others = [episode for episode in played if episode.task_index != task]
+        self.ledger.record(group, DropReason.CANCELED, others)
+        return [episode for episode in played if episode.task_index == task]
+
+    def _note_outcome(self, group: int, played: Sequence[Trajectory]) -> None:
+        if played:
+            solved = sum(episode.success for episode in played)
+            outcome = TaskOutcome(group, played[0].task_index, solved, len(played) - solved)
+            self._outcomes.append(outcome)
+
+    def pop_outcomes(self) -> list[TaskOutcome]:
+        """Return what came of the groups that were handed out or dropped since the last call."""
+        outcomes = self._outcomes
+        self._outcomes = []
+        return outcomes
 
     def _reason_to_drop(self, played: list[Trajectory]) -> DropReason | None:
         """Return why a complete group cannot be trained on; None where it can."""
@@ -202,6 +231,8 @@ class GroupBuffer:
         groups = sorted(self._complete)[:size]
         if len(groups) < size or self._count_passing(groups) > self._window:
             return None
+        for group in groups:
+            self._note_outcome(group, self._complete[group])
         return Batch(groups, [self._hand_out(group) for group in groups])
 
     def pop_group(self, group: int) -> list[Trajectory] | None:
@@ -263,6 +294,16 @@ class GroupBuffer:
         return complete + [
             episode.key for members in self._open.values() for episode in members.values()
         ]
+
+    def unconsumed_tasks(self) -> dict[int, int]:
+        """Return the task of each group that `unconsumed_keys` has a played episode of."""
+        groups = [list(members.values()) for members in self._open.values()]
+        return {
+            episode.key.group: episode.task_index
+            for members in (*self._complete.values(), *groups)
+            for episode in members
+            if episode.drop_reason is None
+        }
 
     def unconsumed_count(self) -> int:
         """Return how many training episodes are here and not yet handed out."""

@@ -155,7 +155,7 @@ def describe_warm_start(config: Config) -> str:
     if settings.data:
         from learner.warm_start.conversation_file import count_conversations
 
-        sources.append(f"{count_conversations(config):,} conversations of {settings.data}")
+        sources.append(f"the conversations of {settings.data} ({count_conversations(config):,})")
     return f"warm start: {', and '.join(sources) or 'none'}"
 
 

@@ -36,6 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Traje
         control__t2po__eta="1e9",
         control__t2po__max_resamples="1",
         learner__max_staleness="1",
+        env__curriculum_half_life="10",
     )
 
 
@@ -49,6 +50,15 @@ def test_it_ends_by_itself_with_summary_and_metrics(finished):
         "update",
         "evaluation",
     ]
+
+
+def test_curriculum_knows_the_tasks_that_were_played(finished):
+    _, episodes, metrics = finished
+    last_update = [line for line in metrics if line["kind"] == "update"][-1]
+    tasks = {episode.task_index for episode in episodes if not episode.key.evaluation}
+    assert 0 < last_update["curriculum_tasks"] <= len(tasks)
+    assert 0 < last_update["curriculum_success"] <= 0.5  # its policy solves next to nothing
+    assert 0 <= last_update["curriculum_known_share"] <= 1
 
 
 def test_every_metric_it_writes_is_documented(finished):

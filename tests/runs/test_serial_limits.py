@@ -71,19 +71,26 @@ def test_a_clock_that_is_set_forward_ends_no_run(tmp_path: Path, monkeypatch: py
     assert max(line["wall_seconds"] for line in metrics) < 600
 
 
-def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
-    """From there the step size falls by time."""
+def test_a_resumed_run_keeps_when_its_training_began_and_its_curriculum(tmp_path: Path):
+    """From when it began the step size falls by time."""
     directory = tmp_path / "run"
-    play_serially(
-        directory, small_config(run__dir=str(directory), run__max_updates="1", env__max_turns="1")
+    config = small_config(
+        run__dir=str(directory),
+        run__max_updates="1",
+        env__max_turns="1",
+        env__curriculum_half_life="100",
     )
+    play_serially(directory, config)
     resolution, _ = resolve_run(None, directory, {"run.max_updates": "2"}, serial=True)
     job = prepare_job(resolution.config, resume=True, model=None)
     asyncio.run(train_serially(job, Console(quiet=True)))
-    first, second = (
-        json.loads(file.read_text())["began"]
+    states = [
+        json.loads(file.read_text())
         for file in sorted(directory.glob("checkpoints/*/training_state/state.json"))
-    )
+    ]
+    records = [json.loads(state["control"])["curriculum"] for state in states]
+    assert records[0].keys() < records[1].keys()
+    first, second = (state["began"] for state in states)
     assert 0 < first == second < read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
 
 

@@ -18,7 +18,7 @@ from controller.admission import (
     episode_seed,
     task_of_group,
 )
-from protocol.messages import EpisodeKey
+from protocol.messages import EpisodeKey, TaskOutcome
 from tests.fixtures.controller import PLAN, make
 
 
@@ -399,3 +399,37 @@ def test_invariant_1_no_trained_token_is_older_than_max_staleness(
             admission.free_slots(engine_version)
         note_admissions()
         assert len(admission.holding) <= (staleness + 1) * groups
+
+
+def test_groups_of_a_curriculum_have_the_tasks_that_were_solved_at_times() -> None:
+    admission = make(max_staleness=0, updates=50, curriculum_half_life=100.0, train_size=3)
+    outcomes = [TaskOutcome(0, 0, 20, 0), TaskOutcome(0, 1, 10, 10), TaskOutcome(0, 2, 0, 20)]
+    admission.note_outcomes(outcomes)
+    tasks = []
+    for version in range(1, 40):
+        leases = lease_all(admission)
+        groups = sorted({lease.key.group for lease in leases})
+        for group in groups:
+            (task,) = {lease.task_index for lease in leases if lease.key.group == group}
+            tasks.append(task)
+        admission.hold_until_applied(version, groups)
+        admission.free_slots(version)
+    assert tasks[2:].count(1) > 0.8 * len(tasks[2:])  # the first two were drawn before
+
+
+@pytest.mark.parametrize("half_life", [0.0, 100.0])
+def test_resumed_group_keeps_the_task_of_its_members(half_life: float) -> None:
+    """A curriculum may have been there before, and not be there now."""
+    admission = make(curriculum_half_life=half_life, updates=0)
+    admission.start(7, [EpisodeKey(7, 0)], updates_remaining=5, tasks={7: 123})
+    leases = [lease for lease in lease_all(admission) if lease.key.group == 7]
+    assert [lease.key.member for lease in leases] == [1, 2]
+    assert {lease.task_index for lease in leases} == {123}
+
+
+def test_tasks_do_not_depend_on_outcomes_without_a_curriculum() -> None:
+    admission = make()
+    admission.note_outcomes([TaskOutcome(0, 1, 10, 10)])
+    assert {(lease.key.group, lease.task_index) for lease in lease_all(admission)} == {
+        (group, task_of_group(0, group, 1000)) for group in range(4)
+    }

@@ -9,16 +9,17 @@ from hashlib import sha256
 
 import msgspec
 
+from controller.curriculum import TaskRecord
 from controller.rules.calibration import Calibration
 from controller.rules.thinking import RuleSpec
 from learner.checkpoint import TrainingState
 from protocol.frames import AnyMessage
 from protocol.messages import SCHEMA_VERSION
 
-RECORDED = (*typing.get_args(AnyMessage), TrainingState, Calibration, RuleSpec)
+RECORDED = (*typing.get_args(AnyMessage), TrainingState, Calibration, TaskRecord, RuleSpec)
 """Messages, and what checkpoints and requests to engines hold; episodes are a message."""
 
-SHAPE = (9, "9d3de9fc995754d6")
+SHAPE = (10, "74e51a1aa46bbd00")
 """The version of the messages, and the digest of all shapes that it has."""
 
 

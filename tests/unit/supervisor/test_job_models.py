@@ -360,13 +360,13 @@ def test_tiny_policy_needs_no_expert_where_it_learns_from_conversations(tmp_path
     config = resolve(overrides=write_conversations(tmp_path, "hi", "hello"))
     check_settings(config, serial=True)
     words = describe_warm_start(config)
-    assert words == f"warm start: 2 conversations of {tmp_path / 'chats.jsonl'}"
+    assert words == f"warm start: the conversations of {tmp_path / 'chats.jsonl'} (2)"
 
 
 def test_what_a_run_learns_from_is_said(tmp_path: Path) -> None:
     data = write_conversations(tmp_path, "hi")
     both = describe_warm_start(resolve(overrides=data | {"warm_start.episodes": "1200"}))
-    assert "1,200 episodes of the expert, if it wins them, and 1 conversation" in both
+    assert "1,200 episodes of the expert, if it wins them, and the conversations of" in both
     assert describe_warm_start(resolve(overrides={"warm_start.episodes": "0"})).endswith("none")
 
 

@@ -15,7 +15,7 @@ from config import LearnerSection
 from controller.responses import EMPTY_RESPONSE
 from learner.data.drop_ledger import FIRST_EPISODES, NothingPlayable
 from learner.data.groups import GroupBuffer
-from protocol.messages import DropReason, EpisodeKey, Trajectory
+from protocol.messages import DropReason, EpisodeKey, TaskOutcome, Trajectory
 from tests.fixtures.learner import fill, make_algorithm, random_turn, trajectory
 from tests.fixtures.messages import make_turn
 
@@ -278,3 +278,43 @@ def test_many_missing_episodes_are_counted() -> None:
         .describe_wait(update=1, size=1)
         .endswith("group 0 lacks 64 of its 64 episodes (0, 1, 2, 3, 4 and 59 more)")
     )
+
+
+def played_of(group: int, member: int, task: int, success: bool = False) -> Trajectory:
+    return msgspec.structs.replace(trajectory(group, member), task_index=task, success=success)
+
+
+def test_outcomes_are_told_once_of_groups_that_are_trained_on_or_dropped() -> None:
+    buffer = GroupBuffer(group_size=3)
+    for member in range(3):
+        buffer.add(played_of(0, member, 17, success=member == 0))
+        buffer.add(played_of(1, member, 5))
+    buffer.add(played_of(2, 0, 8, success=True))
+    for member in (1, 2):
+        buffer.add(trajectory(2, member, DropReason.ENV_ERROR))
+    assert buffer.collect_complete() == [2]
+    assert buffer.pop_outcomes() == [TaskOutcome(2, 8, 1, 0)]
+    buffer.pop_batch(2)
+    assert buffer.pop_outcomes() == [TaskOutcome(0, 17, 1, 2), TaskOutcome(1, 5, 0, 3)]
+    assert buffer.pop_outcomes() == []
+
+
+def test_episodes_of_another_task_than_their_group_are_left_out() -> None:
+    """One may be late from before a resume that has drawn another task."""
+    buffer = GroupBuffer(group_size=3)
+    for member, task in enumerate((4, 9, 9)):
+        buffer.add(played_of(0, member, task))
+    assert buffer.collect_complete() == []
+    (members,) = buffer.pop_batch(1).trajectories
+    assert [episode.key.member for episode in members] == [1, 2]
+    assert buffer.pop_closed_drops()["dropped_canceled"] == 1
+
+
+def test_tasks_of_unfinished_groups_are_those_of_their_played_episodes() -> None:
+    buffer = GroupBuffer(group_size=2)
+    buffer.add(played_of(0, 0, 17))
+    buffer.add(played_of(0, 1, 17))
+    buffer.collect_complete()
+    buffer.add(played_of(1, 1, 4))
+    buffer.add(trajectory(2, 0, DropReason.ACTOR_LOST))
+    assert buffer.unconsumed_tasks() == {0: 17, 1: 4}
