@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from telemetry.metrics_schema import undocumented_names
+from tests.fixtures.mcp_environment import write_market
 from tests.fixtures.runs import (
     select_trained,
     serial_run,
@@ -55,3 +56,14 @@ def test_environments_of_other_libraries_are_trained_in(
     assert summary["ended"] == "finished"
     assert len({t.task_type for t in select_trained(trajectories)}) > 1
     assert undocumented_names([name for line in metrics for name in line if name != "kind"]) == []
+
+
+def test_tools_of_an_mcp_server_are_trained_with(tmp_path: Path, small_policy: Path):
+    settings = {
+        "env__name": f"{write_market(tmp_path)}:Called",
+        "model__name": str(small_policy),
+        "learner__groups_per_update": "1",  # a server for each episode takes a second to start
+        "eval__episodes": "1",
+    }
+    summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
+    assert summary["ended"] == "finished" and len(select_trained(trajectories)) == 4
