@@ -14,6 +14,7 @@ import math
 import queue
 import secrets
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,14 +23,20 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from protocol.openai_answers import Answered, build_chat_completion
+from protocol.openai_answers import (
+    Answered,
+    build_chat_chunks,
+    build_chat_completion,
+    build_completion,
+)
 from protocol.openai_requests import (
     IGNORED,
     MODEL,
-    ChatRequest,
+    AnyRequest,
     RequestError,
     Wanted,
     read_chat_request,
+    read_completion_request,
 )
 from telemetry.probes.clocks import epoch_seconds
 
@@ -45,7 +52,7 @@ MAX_REQUEST_BYTES = 64 << 20
 class Ask:
     """A request, and its answer to be."""
 
-    request: ChatRequest
+    request: AnyRequest
     answer: Future[Answered] = field(default_factory=Future)
 
     def refuse(self, error: RequestError) -> None:
@@ -80,7 +87,7 @@ class Session:
         self._lock = threading.Lock()
         self._is_over = False
 
-    def ask(self, request: ChatRequest) -> Ask:
+    def ask(self, request: AnyRequest) -> Ask:
         """Have a request wait for its answer; RequestError once the episode is over."""
         ask = Ask(request)
         with self._lock:
@@ -166,6 +173,7 @@ class Endpoint:
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get(f"/v1/models/{MODEL}", self._show_model)
         app.router.add_post("/v1/chat/completions", self._complete_chat)
+        app.router.add_post("/v1/completions", self._complete_text)
         app.router.add_post("/v1/reward", self._take_reward)
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.0
@@ -218,7 +226,21 @@ class Endpoint:
         answered = await asyncio.wrap_future(session.ask(asked).answer)
         name = f"chatcmpl-{secrets.token_hex(12)}"
         created = int(epoch_seconds())
+        if asked.wanted.stream:
+            usage = asked.wanted.include_usage
+            return await _stream(request, build_chat_chunks(answered, name, created, usage))
         return web.json_response(build_chat_completion(answered, name, created))
+
+    async def _complete_text(self, request: web.Request) -> web.StreamResponse:
+        session = self._session_of(request)
+        asked = read_completion_request(await request.read())
+        self._report_ignored(asked.wanted)
+        answered = await asyncio.wrap_future(session.ask(asked).answer)
+        name = f"cmpl-{secrets.token_hex(12)}"
+        completion = build_completion(answered, name, int(epoch_seconds()))
+        if asked.wanted.stream:
+            return await _stream(request, [completion])
+        return web.json_response(completion)
 
     def _report_ignored(self, wanted: Wanted) -> None:
         """Log each parameter that is ignored once."""
@@ -226,6 +248,17 @@ class Endpoint:
             if name not in self._reported:
                 self._reported.add(name)
                 log.warning("a harness sets %s, which is ignored: %s decides", name, IGNORED[name])
+
+
+async def _stream(request: web.Request, chunks: Iterable[dict[str, Any]]) -> web.StreamResponse:
+    """Send the chunks of an answer that is complete, as events."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    with contextlib.suppress(ConnectionResetError):  # the client has gone
+        await response.prepare(request)
+        for chunk in chunks:
+            await response.write(b"data: " + msgspec.json.encode(chunk) + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+    return response
 
 
 def _describe_model() -> dict[str, Any]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any
 
-from actors.conversation_stage import build_policy_message
 from actors.endpoint import Ask, Endpoint, HarnessEnd
+from actors.harness_requests import PromptedChat, PromptedText, RequestReader, count_characters
 from actors.harness_run import HarnessRun, describe_wait
 from actors.stage import (
     LONGEST_TOKEN,
@@ -20,12 +19,9 @@ from actors.stage import (
     require_scores,
 )
 from envs.base import Split
-from envs.conversation import describe_message, find_tool_flaw
 from envs.harness import Outcome
-from envs.user_errors import MAX_TEXT, UserCodeError, describe_value, require_text
+from envs.user_errors import UserCodeError, describe_value, require_text
 from protocol.arrays import FLOAT32, INT32, unpack
-from protocol.chat_codec import Answer
-from protocol.chat_messages import ChatMessage
 from protocol.cutting import Cut, cut_response, find_cut
 from protocol.messages import Response
 from protocol.openai_answers import (
@@ -33,12 +29,11 @@ from protocol.openai_answers import (
     Answered,
     Choice,
     SampledToken,
-    build_answer_message,
     find_finish_reason,
 )
-from protocol.openai_requests import RequestError, Wanted, read_echo
+from protocol.openai_requests import RequestError, Wanted
 from protocol.prompting import Prompter
-from protocol.transcripts import Branch, CodecOf, TranscriptTree
+from protocol.transcripts import CodecOf
 
 OVERFLOWED = "context_length_exceeded"
 NO_TURNS_LEFT = "max_turns_exceeded"
@@ -50,7 +45,7 @@ class _AskedTurn:
     """A request whose choices are being sampled, one turn each."""
 
     ask: Ask
-    branch: Branch
+    prompted: PromptedChat | PromptedText
     choices: list[Choice] = field(default_factory=list)
 
     @property
@@ -80,7 +75,7 @@ class HarnessStage:
         """`timeout_seconds`: how long a harness may neither ask for a turn nor end."""
         self._harness = harness
         self._prompter = prompter
-        self._tree = TranscriptTree(codec_of)
+        self._reader = RequestReader(prompter, codec_of)
         self._endpoint = endpoint
         self._session = endpoint.open_session()
         self._max_prompt_tokens = max_prompt_tokens
@@ -115,29 +110,22 @@ class HarnessStage:
         tokens = unpack(response.tokens, INT32).tolist()
         cut = find_cut(tokens, wanted.max_tokens, wanted.stops, self._prompter.decode_exactly)
         kept = cut_response(response, cut)
-        message: dict[str, Any] = {}
-
-        def show(answer: Answer) -> ChatMessage:
-            message.update(_show(answer, cut))
-            return read_echo(message)
-
-        answer = self._tree.read(asked.branch, tokens[: cut.length], show)
-        asked.choices.append(self._build_choice(kept, cut, message, wanted))
-        prompt = asked.branch.prompt
+        prompted = asked.prompted
+        answer = prompted.read(tokens[: cut.length], cut)
+        asked.choices.append(self._build_choice(kept, cut, answer.message, wanted))
+        prompt: list[int] | None = prompted.prompt
         rewritten = False
         if not asked.needs_more:
-            asked.ask.resolve(Answered(asked.choices, len(prompt)))
+            asked.ask.resolve(Answered(asked.choices, len(prompted.prompt)))
             prompt = self._await_prompt()
-            rewritten = self._asked is not None and self._asked.branch.rewritten
+            rewritten = self._asked is not None and self._asked.prompted.rewritten
         return self._build_outcome(
             kept=kept,
             prompt=prompt,
             rewritten=rewritten,
-            anchor=_find_anchor(asked.ask.request.messages),
-            action=require_text(
-                "the policy's answer", describe_message(build_policy_message(answer))
-            ),
-            valid=answer.well_formed or bool(cut.stop),
+            anchor=prompted.anchor,
+            action=require_text("the policy's answer", answer.action),
+            valid=answer.valid,
         )
 
     def interrupt(self) -> None:
@@ -167,16 +155,16 @@ class HarnessStage:
             if event.answer.done():
                 continue  # whoever asked has gone
             try:
-                self._asked = _AskedTurn(event, self._open_branch(event))
+                self._asked = _AskedTurn(event, self._prompt(event))
             except RequestError as error:
                 self._refusal = error.code
                 event.refuse(error)
                 continue
             self._refusal = ""
-            return self._asked.branch.prompt
+            return self._asked.prompted.prompt
         return None
 
-    def _open_branch(self, ask: Ask) -> Branch:
+    def _prompt(self, ask: Ask) -> PromptedChat | PromptedText:
         """Make the prompt of a request; RequestError where there is none, or no turn left."""
         request = ask.request
         if self._turns + request.wanted.choices > self._harness.max_turns:
@@ -184,19 +172,13 @@ class HarnessStage:
                 f"no turns are left: an episode has {self._harness.max_turns} (env.max_turns)",
                 code=NO_TURNS_LEFT,
             )
-        characters = sum(len(message["content"]) for message in request.messages)
+        characters = count_characters(request)
         if characters > self._max_prompt_tokens * LONGEST_TOKEN:
             raise self._overflow(f"{characters:,} characters")
-        flaw = find_tool_flaw(request.tools)
-        if flaw:
-            raise RequestError(flaw, param="tools")
-        try:
-            branch = self._tree.open(request.messages, request.tools)
-        except ValueError as error:
-            raise RequestError(f"messages: {error}", param="messages") from None
-        if len(branch.prompt) > self._max_prompt_tokens:
-            raise self._overflow(f"{len(branch.prompt):,} tokens")
-        return branch
+        prompted = self._reader.prompt(request)
+        if len(prompted.prompt) > self._max_prompt_tokens:
+            raise self._overflow(f"{len(prompted.prompt):,} tokens")
+        return prompted
 
     def _overflow(self, size: str) -> RequestError:
         return RequestError(
@@ -293,20 +275,3 @@ class HarnessStage:
         """Raise what the harness has raised, if it has."""
         if self._end is not None and self._end.error is not None:
             raise self._end.error
-
-
-def _show(answer: Answer, cut: Cut) -> dict[str, Any]:
-    """Build the message of an answer, without the stop string and what comes after it."""
-    content = answer.content
-    if cut.stop:
-        content = content.partition(cut.stop)[0]
-    return build_answer_message(answer._replace(content=content))
-
-
-def _find_anchor(messages: Sequence[ChatMessage]) -> str:
-    """Return all that the policy was told before it answered."""
-    told = [message for message in messages if message["role"] != "assistant"]
-    text = "\n".join(f"{message['role']}: {message['content']}" for message in told)
-    if len(text) > MAX_TEXT:
-        return blake2b(text.encode(), digest_size=16).hexdigest()
-    return text

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from protocol.chat_codec import Answer
@@ -97,6 +98,80 @@ def build_chat_completion(answered: Answered, name: str, created: int) -> dict[s
         "model": MODEL,
         "choices": choices,
         "usage": answered.usage,
+    }
+
+
+def build_chat_chunks(
+    answered: Answered, name: str, created: int, include_usage: bool
+) -> Iterator[dict[str, Any]]:
+    """Build the chunks of a chat completion that is streamed, once its answers are complete."""
+    for number, choice in enumerate(answered.choices):
+        log_probs = build_chat_log_probs(choice.tokens)
+        for delta in _split_message(choice.message):
+            yield _build_chunk(
+                name, created, {"index": number, "delta": delta, "logprobs": log_probs}
+            )
+            log_probs = None
+        end = {"index": number, "delta": {}, "finish_reason": choice.finish_reason}
+        yield _build_chunk(name, created, end)
+    if include_usage:
+        usage = {"choices": [], "usage": answered.usage}
+        yield _build_chunk(name, created, None) | usage
+
+
+def _split_message(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a message, as clients put them together."""
+    yield {"role": "assistant", "content": message["content"] or ""}
+    if message.get("reasoning_content"):
+        yield {"reasoning_content": message["reasoning_content"]}
+    for number, call in enumerate(message.get("tool_calls", ())):
+        function = call["function"]
+        yield {"tool_calls": [call | {"index": number, "function": function | {"arguments": ""}}]}
+        arguments = {"arguments": function["arguments"]}
+        yield {"tool_calls": [{"index": number, "function": arguments}]}
+
+
+def _build_chunk(name: str, created: int, choice: dict[str, Any] | None) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "chat.completion.chunk",
+        "created": created,
+        "model": MODEL,
+        "choices": [{"finish_reason": None} | choice] if choice else [],
+    }
+
+
+def build_completion(answered: Answered, name: str, created: int) -> dict[str, Any]:
+    """Build the answer to a request for a completion; the only chunk of one that is streamed."""
+    choices = [
+        {
+            "index": number,
+            "text": choice.message["content"],
+            "finish_reason": choice.finish_reason,
+            "logprobs": build_completion_log_probs(choice.tokens),
+        }
+        for number, choice in enumerate(answered.choices)
+    ]
+    return {
+        "id": name,
+        "object": "text_completion",
+        "created": created,
+        "model": MODEL,
+        "choices": choices,
+        "usage": answered.usage,
+    }
+
+
+def build_completion_log_probs(tokens: Sequence[SampledToken]) -> dict[str, Any] | None:
+    """Build the log-probs of a completion; None where nobody asked for them."""
+    if not tokens:
+        return None
+    ends = itertools.accumulate(len(token.text) for token in tokens)
+    return {
+        "tokens": [token.text for token in tokens],
+        "token_logprobs": [token.log_prob for token in tokens],
+        "top_logprobs": None,
+        "text_offset": [0, *ends][: len(tokens)],
     }
 
 

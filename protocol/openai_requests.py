@@ -111,6 +111,16 @@ class ChatRequest(NamedTuple):
     wanted: Wanted
 
 
+class CompletionRequest(NamedTuple):
+    """A request for how a text goes on."""
+
+    prompt: str
+    wanted: Wanted
+
+
+AnyRequest = ChatRequest | CompletionRequest
+
+
 class _Function(msgspec.Struct):
     name: str
     arguments: str = "{}"
@@ -149,6 +159,11 @@ class _ChatBody(_Common, kw_only=True):
     logprobs: bool | None = None
 
 
+class _CompletionBody(_Common, kw_only=True):
+    prompt: str | list[Any]
+    logprobs: int | None = None
+
+
 def read_chat_request(body: bytes) -> ChatRequest:
     """Read the body of a request for a chat completion; RequestError for what cannot be had."""
     asked, ignored = _read_body(body, _ChatBody)
@@ -168,6 +183,23 @@ def read_chat_request(body: bytes) -> ChatRequest:
         limit = chat.max_tokens
     wanted = _read_wanted(chat, limit, bool(chat.logprobs), ignored)
     return ChatRequest(to_template_messages(chat.messages), tools, wanted)
+
+
+def read_completion_request(body: bytes) -> CompletionRequest:
+    """Read the body of a request for a completion; RequestError for what cannot be had."""
+    asked, ignored = _read_body(body, _CompletionBody)
+    completion: Any = asked
+    prompt = completion.prompt
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise RequestError("prompt: one text belongs there", param="prompt")
+    if (completion.logprobs or 0) > 1:
+        raise RequestError(f"logprobs: {REFUSED['top_logprobs']}", param="logprobs")
+    log_probs = completion.logprobs is not None
+    return CompletionRequest(
+        prompt, _read_wanted(completion, completion.max_tokens, log_probs, ignored)
+    )
 
 
 def _read_body(body: bytes, kind: type[_Common]) -> tuple[_Common, tuple[str, ...]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from protocol.chat_codec import Answer, ChatCodec
 from protocol.chat_messages import ChatMessage
 from protocol.conversation import Transcript
+from protocol.prompting import Prompter
 
 CodecOf = Callable[[Sequence[dict[str, Any]]], ChatCodec]
 """Makes the codec of a conversation with these tools."""
@@ -67,6 +68,39 @@ class TranscriptTree:
         answer, _ = transcript.read(response)
         self._answered[_extend_digest(branch.key, shown(answer))] = transcript
         return answer
+
+
+class TextBranch(NamedTuple):
+    """A text up to where the policy goes on."""
+
+    text: str
+    prompt: list[int]
+
+
+class TextTree:
+    """Texts that the policy went on from, as `TranscriptTree` has conversations."""
+
+    def __init__(self, prompter: Prompter) -> None:
+        self._prompter = prompter
+        self._ends = {*prompter.special_tokens(), *prompter.chat.end_tokens}
+        self._written: dict[str, list[int]] = {"": []}  # tokens of a text and its answer
+
+    def open(self, text: str) -> TextBranch:
+        """Go on from the longest beginning of the text that the policy has written."""
+        known = max((begun for begun in self._written if text.startswith(begun)), key=len)
+        following = self._prompter.encode([text[len(known) :]])[0]
+        return TextBranch(text, self._written[known] + following)
+
+    def read(self, branch: TextBranch, response: Sequence[int], stop: str) -> tuple[str, bool]:
+        """Read a response: (its text up to a stop string, whether it came to its end)."""
+        tokens = list(response)
+        while tokens and tokens[-1] in self._ends:
+            del tokens[-1]
+        text = self._prompter.decode_exactly(tokens)
+        self._written[branch.text + text] = branch.prompt + tokens
+        if stop:
+            text = text.partition(stop)[0]
+        return text, len(tokens) < len(response)
 
 
 def digest_messages(

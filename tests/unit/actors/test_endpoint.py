@@ -93,6 +93,90 @@ def _wait_done(asked: Any) -> None:
         asked.answer.result(5.0)
 
 
+CALLS = [
+    {"id": f"call0000{number}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for number in range(2)
+]
+
+
+async def test_streamed_answer_is_put_together_by_the_client(session: Session) -> None:
+    message = {"role": "assistant", "content": "4", "reasoning_content": "hm", "tool_calls": CALLS}
+    choices = [Choice(message, "tool_calls", 3), Choice({"content": "5"}, "stop", 1)]
+    async with build_client(session) as client:
+        streaming = asyncio.create_task(read_stream(client))
+        (await asyncio.to_thread(session.take, 5.0)).resolve(Answered(choices, 7))
+        said, calls, reasons, usage = await streaming
+    assert said == {0: "4", 1: "5"}
+    assert calls == {0: ("call00000", "f", "{}"), 1: ("call00001", "f", "{}")}
+    assert reasons == {0: "tool_calls", 1: "stop"}
+    assert usage.total_tokens == 11
+
+
+async def read_stream(client: Any) -> Any:
+    """Put a stream together as OpenAI's guide does."""
+    said: dict[int, str] = {}
+    calls: dict[int, tuple[str, str, str]] = {}
+    reasons: dict[int, str] = {}
+    usage = None
+    stream = await ask(client, stream=True, stream_options={"include_usage": True})
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            said[choice.index] = said.get(choice.index, "") + (choice.delta.content or "")
+            for call in choice.delta.tool_calls or []:
+                before = calls.get(call.index, ("", "", ""))
+                parts = (call.id, call.function.name, call.function.arguments)
+                joined = [old + (new or "") for old, new in zip(before, parts, strict=True)]
+                calls[call.index] = (joined[0], joined[1], joined[2])
+            if choice.finish_reason:
+                reasons[choice.index] = choice.finish_reason
+    return said, calls, reasons, usage
+
+
+async def test_stream_helper_of_the_client_reads_the_same(session: Session) -> None:
+    async with build_client(session) as client:
+        reading = asyncio.create_task(read_helper(client))
+        message = {"role": "assistant", "content": None, "tool_calls": CALLS}
+        answered = Answered([Choice(message, "tool_calls", 3)], 7)
+        (await asyncio.to_thread(session.take, 5.0)).resolve(answered)
+        (choice,) = (await reading).choices
+    assert [call.function.name for call in choice.message.tool_calls] == ["f", "f"]
+    assert choice.finish_reason == "tool_calls"
+
+
+async def read_helper(client: Any) -> Any:
+    async with client.chat.completions.stream(model="policy", messages=QUESTION) as stream:
+        return await stream.get_final_completion()
+
+
+async def test_client_that_goes_in_mid_stream_leaves_the_server_well(session: Session) -> None:
+    long = Answered([Choice({"content": "x" * 2_000_000}, "stop", 1)] * 4, 7)
+    async with build_client(session) as client:
+        opening = asyncio.create_task(ask(client, stream=True))
+        (await asyncio.to_thread(session.take, 5.0)).resolve(long)
+        stream = await opening
+        async for _ in stream:
+            break
+        await stream.close()
+    async with build_client(session) as client:
+        assert [model.id async for model in client.models.list()] == ["policy"]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_completion_is_a_text(session: Session, is_streamed: bool) -> None:
+    async with build_client(session) as client:
+        asking = asyncio.create_task(
+            client.completions.create(model="policy", prompt="2 + 2 is", stream=is_streamed)
+        )
+        asked = await asyncio.to_thread(session.take, 5.0)
+        assert asked.request.prompt == "2 + 2 is"
+        asked.resolve(ANSWER)
+        answer = await asking
+        if is_streamed:
+            (answer,) = [chunk async for chunk in answer]
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("4", "stop")
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "words"),
     [

@@ -18,7 +18,7 @@ from protocol.arrays import INT32, unpack
 from protocol.messages import DropReason, TurnRequest
 from tests.fixtures.conversations import TOOL, texts
 from tests.fixtures.episodes import LEASE
-from tests.fixtures.harnesses import END, QUESTION, Script, ask, ask_once, playing
+from tests.fixtures.harnesses import END, PROMPTER, QUESTION, Script, ask, ask_once, playing
 from tests.fixtures.messages import make_turn_failed
 
 CALL = '<tool_call>{"name": "calculate", "arguments": {"expression": "2+2"}}</tool_call>' + END
@@ -126,6 +126,84 @@ async def test_call_that_cannot_be_read_comes_as_it_was_written() -> None:
         trajectory = await player.play(LEASE)
     assert not trajectory.turns[0].valid
     assert script.prompts[1][: len(script.prompts[0])] == script.prompts[0]
+
+
+async def test_choices_of_a_request_are_turns_with_one_prompt() -> None:
+    script = Script([f"a{END}", f"b{END}", f"c{END}"])
+
+    async def play(task: str, client: Any) -> float:
+        answer = await ask(client, n=3)
+        assert [choice.message.content for choice in answer.choices] == ["a", "b", "c"]
+        assert answer.usage.completion_tokens == 6
+        chosen = {"role": "assistant", "content": "b"}
+        await ask(client, [*QUESTION, chosen, {"role": "user", "content": "Why?"}])
+        return 1.0
+
+    async with playing(play, script.take_turn) as player:
+        trajectory = await player.play(LEASE)
+    assert script.prompts[0] == script.prompts[1] == script.prompts[2]
+    past = script.prompts[1] + script.responses[1]
+    assert script.prompts[3][: len(past)] == past
+    assert trajectory.rewrites == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "content", "reason"),
+    [({"stop": ["wor", "."]}, "Hello ", "stop"), ({"max_tokens": 3}, "Hel", "length")],
+    ids=["stop", "max_tokens"],
+)
+async def test_answer_is_cut_and_trained_on_up_to_there(
+    settings: dict[str, Any], content: str, reason: str
+) -> None:
+    script = Script([f"Hello world.{END}"])
+
+    async def play(task: str, client: Any) -> float:
+        answer = await ask(client, **settings)
+        assert answer.choices[0].message.content == content
+        assert answer.choices[0].finish_reason == reason
+        await ask(client, [*QUESTION, *follow_up(answer)])
+        return 1.0
+
+    async with playing(play, script.take_turn) as player:
+        trajectory = await player.play(LEASE)
+    kept = unpack(trajectory.turns[0].kept.tokens, INT32).tolist()
+    assert PROMPTER.decode_exactly(kept).startswith(content)
+    assert len(kept) < len(script.responses[0])
+    past = script.prompts[0] + kept
+    assert script.prompts[1][: len(past)] == past
+    assert trajectory.turns[0].valid == (reason == "stop")
+
+
+async def test_log_probs_are_those_of_the_sampled_tokens() -> None:
+    async def play(task: str, client: Any) -> float:
+        (choice,) = (await ask(client, logprobs=True)).choices
+        assert [(each.token, each.logprob) for each in choice.logprobs.content] == [
+            ("4", -0.5),
+            (END, -0.5),
+        ]
+        return 1.0
+
+    async with playing(play, Script([f"4{END}"]).take_turn) as player:
+        assert (await player.play(LEASE)).success
+
+
+async def test_text_goes_on_from_the_tokens_that_were_written() -> None:
+    script = Script([f" 4, so{END}", f" 8.{END}"])
+
+    async def play(task: str, client: Any) -> float:
+        prompt = "2 + 2 is"
+        for _ in range(2):
+            answer = await client.completions.create(model="policy", prompt=prompt, logprobs=1)
+            prompt += answer.choices[0].text + " twice that is"
+        assert prompt == "2 + 2 is 4, so twice that is 8. twice that is"
+        return 1.0
+
+    async with playing(play, script.take_turn) as player:
+        trajectory = await player.play(LEASE)
+    assert trajectory.drop_reason is None, trajectory.detail
+    past = script.prompts[0] + script.responses[0][:-1]
+    assert script.prompts[1][: len(past)] == past
+    assert script.read()[1] == "2 + 2 is 4, so twice that is"
 
 
 async def test_requests_at_once_are_turns_one_after_another() -> None:
@@ -286,7 +364,7 @@ async def test_harness_that_shortens_its_messages_goes_on() -> None:
     async def play(task: str, client: Any) -> float:
         await ask(client)
         with pytest.raises(openai.BadRequestError, match=r"engine\.max_model_len") as raised:
-            await ask(client, [{"role": "user", "content": "x" * 10**7}])
+            await ask(client, [{"role": "user", "content": "x" * 2_000_000}])
         assert raised.value.code == "context_length_exceeded"
         await ask(client)
         return 1.0

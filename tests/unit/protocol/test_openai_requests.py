@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.openai_requests import RequestError, read_chat_request
+from protocol.openai_requests import RequestError, read_chat_request, read_completion_request
 from tests.fixtures.conversations import TOOL, say
 
 QUESTION = [say("user", "2 + 2?")]
@@ -82,6 +82,28 @@ def test_parameter_that_cannot_be_had_is_refused(others: dict[str, Any], param: 
 )
 def test_parameter_that_changes_nothing_is_taken(others: dict[str, Any]) -> None:
     assert read(**others).tools == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": ["a", "b"]}, "prompt"),
+        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "suffix": "b"}, "suffix"),
+        ({"prompt": "a", "logprobs": 5}, "logprobs"),
+    ],
+)
+def test_completion_that_cannot_be_had_is_refused(body: dict[str, Any], param: str) -> None:
+    with pytest.raises(RequestError, match=param) as raised:
+        read_completion_request(json.dumps(body).encode())
+    assert raised.value.param == param
+
+
+def test_completion_of_the_official_form_is_read() -> None:
+    body = {"model": "policy", "prompt": ["a"], "max_tokens": 3, "logprobs": 0}
+    asked = read_completion_request(json.dumps(body).encode())
+    assert (asked.prompt, asked.wanted.max_tokens, asked.wanted.log_probs) == ("a", 3, True)
 
 
 @pytest.mark.parametrize(
