@@ -39,6 +39,7 @@ from envs.settings import (
     GymnasiumSettings,
     ReasoningGymSettings,
     SearchSettings,
+    SkyRLGymSettings,
     TextArenaSettings,
     WebShopSettings,
 )
@@ -69,11 +70,12 @@ _BUILT_IN = {
     "gymnasium": "envs.games.gymnasium:Gymnasium",
     "reasoning-gym": "envs.adapters.reasoning_gym:ReasoningGym",
     "search": "envs.search.environment:Search",
+    "skyrl-gym": "envs.adapters.skyrl_gym:SkyRLGym",
     "textarena": "envs.games.textarena:TextArena",
     "webshop": "envs.webshop.environment:WebShop",
 }
 
-_ADAPTERS = ("reasoning-gym",)
+_ADAPTERS = ("reasoning-gym", "skyrl-gym")
 """Built-in environments that take a target after a colon, as the keyword `target`."""
 
 BUILT_IN_SETTINGS: dict[str, type[msgspec.Struct]] = {
@@ -81,6 +83,7 @@ BUILT_IN_SETTINGS: dict[str, type[msgspec.Struct]] = {
     "gymnasium": GymnasiumSettings,
     "reasoning-gym": ReasoningGymSettings,
     "search": SearchSettings,
+    "skyrl-gym": SkyRLGymSettings,
     "textarena": TextArenaSettings,
     "webshop": WebShopSettings,
 }

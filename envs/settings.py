@@ -146,3 +146,21 @@ class ReasoningGymSettings(EnvironmentSettings, frozen=True):
             "sandbox"
         ),
     ] = False
+
+
+class SkyRLGymSettings(EnvironmentSettings, frozen=True):
+    """Environments of SkyRL Gym."""
+
+    data: Annotated[
+        str, Meta(description="JSONL file of tasks, in the form of SkyRL's data sets")
+    ] = ""
+    held_out_share: Annotated[
+        float,
+        Meta(
+            description="Share of the tasks that is held out; 1: all, to evaluate only", gt=0, le=1
+        ),
+    ] = 0.1
+    arguments: Annotated[
+        list[str],
+        Meta(description="Configuration of the environment as name=value, values as in JSON"),
+    ] = []

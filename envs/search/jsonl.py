@@ -40,7 +40,7 @@ def read_corpus(path: str) -> Corpus:
     `title` and `id` (or `_id`) are optional.
     """
     corpus = Corpus([], [])
-    for where, row in _rows(path, "env.settings.corpus"):
+    for where, row in read_rows(path, "env.settings.corpus"):
         corpus.ids.append(_passage_id(row, len(corpus.ids), where))
         corpus.texts.append(_passage_text(row, where))
     return corpus
@@ -81,7 +81,7 @@ def read_questions(
     out, at least one: which ones depends on their texts alone, not on their order.
     """
     questions: dict[str, Question] = {}
-    for where, row in _rows(path, "env.settings.questions"):
+    for where, row in read_rows(path, "env.settings.questions"):
         text = _text(row, "question", where)
         answers = _answers(row, where)
         source = Path(path).stem
@@ -120,7 +120,7 @@ def _answers(row: dict[str, Any], where: str) -> list[str]:
     return [replace_surrogates(answer) for answer in answers]
 
 
-def _rows(path: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(path: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, for messages; the object) of every line that is not empty.
 
     ValueError if there is none.

@@ -12,6 +12,7 @@ from tests.fixtures.runs import (
     select_trained,
     serial_run,
 )
+from tests.fixtures.skyrl import write_sums
 
 pytestmark = pytest.mark.slow
 
@@ -47,11 +48,13 @@ def test_games_without_an_expert_are_played_by_a_model_of_ones_own(
     assert select_trained(trajectories)
 
 
-@pytest.mark.parametrize("environment", ["reasoning-gym:leg_counting,gcd"])
+@pytest.mark.parametrize("environment", ["reasoning-gym:leg_counting,gcd", "skyrl-gym:gsm8k"])
 def test_environments_of_other_libraries_are_trained_in(
     tmp_path: Path, small_policy: Path, environment: str
 ):
     settings = {"env__name": environment, "model__name": str(small_policy)}
+    if environment == "skyrl-gym:gsm8k":
+        settings["env__settings__data"] = str(write_sums(tmp_path))
     summary, trajectories, metrics = serial_run(tmp_path / "run", **settings)
     assert summary["ended"] == "finished"
     assert len({t.task_type for t in select_trained(trajectories)}) > 1
