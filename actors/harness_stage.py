@@ -35,6 +35,11 @@ from protocol.openai_requests import RequestError, Wanted
 from protocol.prompting import Prompter
 from protocol.transcripts import CodecOf
 
+NO_REWARD = (
+    "the harness gave no reward: episode() returns a number, a command writes it into the file "
+    'FORAY_REWARD_FILE, and both may post {"reward": NUMBER} to /reward'
+)
+
 OVERFLOWED = "context_length_exceeded"
 NO_TURNS_LEFT = "max_turns_exceeded"
 """Codes of refusals after which a harness that fails was cut off, and is not broken."""
@@ -267,6 +272,8 @@ class HarnessStage:
         value = self._end.value if self._end is not None else None
         if value is None:
             value = self._session.posted
+        if value is None:
+            raise UserCodeError(NO_REWARD)
         if isinstance(value, Outcome):
             return value
         return Outcome(require_reward(value))

@@ -13,7 +13,7 @@ class EnvSection(Section, frozen=True):
     name: Annotated[
         str,
         says(
-            "Environment: alfworld, arithmetic, webshop, search, textarena, gymnasium, "
+            "Environment: alfworld, arithmetic, webshop, search, textarena, gymnasium, harness, "
             "reasoning-gym:NAME[,NAME...], skyrl-gym:NAME, one registered by entry point, "
             "./FILE.py, ./FILE.py:NAME or MODULE:NAME"
         ),

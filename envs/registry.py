@@ -36,6 +36,7 @@ from envs.conversation import find_flaw, is_conversation
 from envs.harness import DEFAULT_MAX_TURNS, HARNESS_NAMES, find_harness_flaw, is_harness
 from envs.settings import (
     AlfWorldSettings,
+    CommandSettings,
     GymnasiumSettings,
     ReasoningGymSettings,
     SearchSettings,
@@ -68,6 +69,7 @@ _BUILT_IN = {
     "alfworld": "envs.alfworld.environment:AlfWorld",
     "arithmetic": "envs.arithmetic:Arithmetic",
     "gymnasium": "envs.games.gymnasium:Gymnasium",
+    "harness": "envs.command:CommandHarness",
     "reasoning-gym": "envs.adapters.reasoning_gym:ReasoningGym",
     "search": "envs.search.environment:Search",
     "skyrl-gym": "envs.adapters.skyrl_gym:SkyRLGym",
@@ -81,6 +83,7 @@ _ADAPTERS = ("reasoning-gym", "skyrl-gym")
 BUILT_IN_SETTINGS: dict[str, type[msgspec.Struct]] = {
     "alfworld": AlfWorldSettings,
     "gymnasium": GymnasiumSettings,
+    "harness": CommandSettings,
     "reasoning-gym": ReasoningGymSettings,
     "search": SearchSettings,
     "skyrl-gym": SkyRLGymSettings,

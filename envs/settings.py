@@ -129,6 +129,23 @@ class GymnasiumSettings(EnvironmentSettings, frozen=True):
     ] = ""
 
 
+class CommandSettings(EnvironmentSettings, frozen=True):
+    """Agents in processes of their own."""
+
+    command: Annotated[
+        str, Meta(description="Command line of the agent, which plays one task; no shell")
+    ] = ""
+    data: Annotated[
+        str, Meta(description="File of tasks, one a line; empty: tasks are numbers")
+    ] = ""
+    tasks: Annotated[int, Meta(description="Tasks to train on, where they are numbers", ge=0)] = (
+        10_000
+    )
+    held_out_tasks: Annotated[
+        int, Meta(description="Tasks that are held out: the last lines, or further numbers", ge=0)
+    ] = 200
+
+
 class ReasoningGymSettings(EnvironmentSettings, frozen=True):
     """Data sets of Reasoning Gym."""
 

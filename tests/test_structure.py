@@ -49,14 +49,15 @@ Those that are not here start the others, and may import them all but run.
 MAY_IMPORT_TOO = {
     "config": {"envs.registry"},
     "learner": {"engine.nccl_sender"},
-    "envs": {"protocol.files"},
+    "envs": {"protocol.files", "protocol.lifetime"},
     "engine": {"controller.rules.scores", "controller.rules.thinking"},
 }
 """Single modules of other parts.
 
 The sending end of vLLM's NCCL transfer is vLLM's code, which the learner has to call and only
 engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the
-controller. What makes files of an environment writes them as all others do. An environment declares
+controller. What makes files of an environment writes them as all others do, and what it starts ends
+with its process. An environment declares
 its settings, and its registry knows where.
 """
 

@@ -221,7 +221,7 @@ async def test_requests_at_once_are_turns_one_after_another() -> None:
 @pytest.mark.parametrize(
     ("reward", "words"),
     [
-        (None, "None as reward"),
+        (None, "gave no reward"),
         (math.nan, "nan as reward"),
         ("1.0", "'1.0' as reward"),
         (1e30, "a reward of 1e+30"),
