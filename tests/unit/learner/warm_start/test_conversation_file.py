@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -23,9 +23,12 @@ from learner.data.samples import TrainingSample
 from learner.warm_start.conversation_file import read_conversations
 from learner.warm_start.demonstrations import TurnTokenizer, tokenize_conversation
 from learner.warm_start.policy_cache import policy_digest
+from protocol.conversation import build_codec, build_message
 from protocol.prompting import Prompter
+from protocol.transcripts import TranscriptTree
 from tests.fixtures.conversations import TOOL, arguments, words
 from tests.fixtures.environments import shared_environment
+from tests.fixtures.harnesses import GivenHarness
 from tests.fixtures.learner import job_of_tiny, small_config
 from tests.fixtures.templates import PLAIN, TEMPLATES, make_chat_prompter
 from tests.fixtures.tool_environment import load_prices, prices_with_expert
@@ -156,6 +159,25 @@ def test_thought_in_the_content_is_the_reasoning_that_a_run_reads(tmp_path: Path
         config = write_lines(tmp_path, {"messages": inside}, {"messages": apart})
         first, second = as_lists(tokenize_file(config, load_prices()(), prompter))
         assert first == second
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_harness_learns_conversations_as_its_endpoint_tokenizes_them(
+    tmp_path: Path, template: str
+) -> None:
+    messages = [
+        *HELLO,
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4"},
+    ]
+    config = write_lines(tmp_path, {"messages": messages})
+    prompter = make_chat_prompter(template)
+    harness = cast(Environment, GivenHarness())
+    tree = TranscriptTree(lambda tools: build_codec(prompter, tools))
+    for number, sample in enumerate(tokenize_file(config, harness, prompter)):
+        branch = tree.open(messages[: 2 * number + 1], [])
+        assert branch.prompt == sample.prompt.tolist()
+        tree.read(branch, sample.response.tolist(), build_message)
 
 
 def test_environment_of_single_prompts_learns_exchanges_as_its_turns(tmp_path: Path) -> None:
