@@ -14,9 +14,10 @@ import pytest
 
 from envs.command import MODEL, CommandHarness
 from envs.registry import make_environment
-from protocol.lifetime import is_running
+from protocol.lifetime import dying_with_parent, is_running
 from protocol.messages import DropReason, TurnRequest
 from protocol.openai_requests import MODEL as SERVED_MODEL
+from tests.fixtures import ROOT
 from tests.fixtures.episodes import LEASE
 from tests.fixtures.harnesses import END, Script, playing
 
@@ -197,3 +198,39 @@ def test_command_that_cannot_be_played_is_refused(
 
 def test_command_asks_for_the_model_that_is_served() -> None:
     assert MODEL == SERVED_MODEL
+
+
+ACTOR = """
+import asyncio, sys
+from envs.command import CommandHarness
+from protocol.arrays import INT32, unpack
+from tests.fixtures.harnesses import PROMPTER, playing
+from tests.fixtures.messages import make_lease
+
+async def take_turn(request):
+    print(PROMPTER.decode_exactly(unpack(request.prompt, INT32).tolist()), flush=True)
+    await asyncio.Event().wait()
+
+async def main():
+    async with playing(CommandHarness(sys.argv[1]), take_turn) as player:
+        await player.play(make_lease())
+
+asyncio.run(main())
+"""
+
+
+@plays
+async def test_command_ends_with_an_actor_that_is_killed() -> None:
+    actor = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ACTOR, command_of("ask(str(os.getpid()))")),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        preexec_fn=dying_with_parent(),
+    )
+    assert actor.stdout is not None
+    await actor.stdout.readline()
+    pid = int((await actor.stdout.readline()).removesuffix(f"{END}\n".encode()))
+    assert is_running(pid)
+    actor.kill()
+    await actor.wait()
+    await asyncio.to_thread(wait_until_gone, [pid])
