@@ -18,8 +18,10 @@ faster bare loop.
 `merged_ratio` is how many more conversations of ten turns the learner trains on in a second than if
 every turn were a row of its own. The policy is the one above. `merged_ratio_deep` is that of random
 weights in the shape of SmolLM2-135M, with its layers and its vocabulary cut to two fifths: what
-layers and head cost beside each other stays. Both arms make as many optimizer steps. `--rows`
-measures these alone.
+layers and head cost beside each other stays. Both arms make as many optimizer steps.
+`shared_ratio` and `shared_ratio_deep` are how many more groups of eight such conversations, with
+one prompt of 1,000 tokens and 105 after it, it trains on when that prompt is computed once. `--rows`
+measures these four alone.
 """
 
 from __future__ import annotations
@@ -71,7 +73,15 @@ DEEP = Qwen3Config(
 """A shape that is deep enough for what only the last layer does to count little."""
 
 WHOLE_UPDATE = "the learner's whole update"
-FIGURES = ("bare_ratio", "merged_ratio", "merged_ratio_deep", "peak_gflops", "share_of_peak")
+FIGURES = (
+    "bare_ratio",
+    "merged_ratio",
+    "merged_ratio_deep",
+    "shared_ratio",
+    "shared_ratio_deep",
+    "peak_gflops",
+    "share_of_peak",
+)
 
 EPISODES = 200
 """Number of demonstrations from which the turns are taken."""
@@ -137,10 +147,15 @@ def bare(
 
 
 def update(
-    settings: LearnerSection, model: PreTrainedModel, turns: Sequence[TrainingSample]
+    settings: LearnerSection,
+    model: PreTrainedModel,
+    turns: Sequence[TrainingSample],
+    *,
+    shares_prompts: bool = True,
 ) -> Run:
     """The learner's whole update."""
     updater = Updater(model, settings, 1.0, seed=0)
+    updater.policy.shares_prompts &= shares_prompts
 
     def run() -> None:
         updater.update(turns)
@@ -183,21 +198,45 @@ def turns_of(directory: Path, tokens: int) -> list[TrainingSample]:
     return found
 
 
-def conversations(episodes: int, vocabulary: int) -> list[TrainingSample]:
+class Talk(NamedTuple):
+    """The tokens of a conversation."""
+
+    prompt: int  # before the first response
+    side: int  # of each side in turn, after that
+    turns: int
+
+
+LONG = Talk(prompt=200, side=50, turns=10)
+SHORT = Talk(
+    prompt=125, side=21, turns=3
+)  # as long as the calculator's (recipes/smollm2-tools.toml)
+
+GROUP = 8
+"""Conversations that have the same prompt, where it is shared."""
+
+
+def conversations(
+    talk: Talk, episodes: int, vocabulary: int, *, group: int = 1
+) -> list[TrainingSample]:
     """Turns of conversations: each prompt is all before it, and an answer of the environment.
 
-    Ten turns an episode, 200 tokens before the first response, then 50 of each side in turn.
+    As many as a `group` begin with the same prompt.
     """
     rng = np.random.default_rng(0)
-    ones = np.ones(50)
+    ones = np.ones(talk.side)
     found = []
-    for _ in range(episodes):
-        tokens = rng.integers(1, vocabulary, 1_200, dtype=np.int32)
-        for start in range(200, 1_200, 100):
+    prompt = np.zeros(0, dtype=np.int32)
+    for episode in range(episodes):
+        if episode % group == 0:
+            prompt = rng.integers(1, vocabulary, talk.prompt, dtype=np.int32)
+        rest = rng.integers(1, vocabulary, 2 * talk.turns * talk.side, dtype=np.int32)
+        tokens = np.concatenate([prompt, rest])
+        for turn in range(talk.turns):
+            start = talk.prompt + 2 * turn * talk.side
             found.append(
                 TrainingSample(
                     tokens[:start],
-                    tokens[start : start + 50],
+                    tokens[start : start + talk.side],
                     ones > 0,
                     -ones.astype(np.float32),
                     ones.astype(np.int32),
@@ -350,7 +389,7 @@ def measure_rows(
     )
     ratios = {}
     for name, (model, episodes) in policies.items():
-        talk = conversations(episodes, model.config.vocab_size)
+        talk = conversations(LONG, episodes, model.config.vocab_size)
         # As many optimizer steps for all, and there are no more mini-batches than rows.
         same = msgspec.structs.replace(settings, minibatches=min(settings.minibatches, episodes))
         conditions = {
@@ -369,6 +408,35 @@ def measure_rows(
             f"{ratios[name]:.2f}",
             f"{sum(map(row_length, alone)) / sum(map(row_length, merged)):.2f}",
             f"{count_flops(model, alone) / count_flops(model, merged):.2f}",
+        )
+    Console().print(table)
+    return ratios
+
+
+def measure_shared_prompts(
+    models: dict[str, PreTrainedModel], settings: LearnerSection, repeats: int
+) -> dict[str, float]:
+    """Measure groups whose prompt is computed once beside one of each row, and print both.
+
+    `models`: by the name of their ratio, which is returned.
+    """
+    table = Table(
+        Column(f"groups of {GROUP}", no_wrap=True), "groups/s, shared", "a prompt each row", "ratio"
+    )
+    ratios = {}
+    groups = settings.minibatches  # each has rows of most groups, as in an update
+    for name, model in models.items():
+        turns = conversations(SHORT, groups * GROUP, model.config.vocab_size, group=GROUP)
+        conditions = {
+            "shared": Condition(functools.partial(update, settings), turns, groups),
+            "alone": Condition(
+                functools.partial(update, settings, shares_prompts=False), turns, groups
+            ),
+        }
+        speeds = measure(conditions, model, repeats)
+        ratios[name] = speeds["shared"] / speeds["alone"]
+        table.add_row(
+            name, f"{speeds['shared']:.3g}", f"{speeds['alone']:.3g}", f"{ratios[name]:.2f}"
         )
     Console().print(table)
     return ratios
@@ -393,7 +461,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--repeats", type=int, default=5, help="rounds of all conditions (default %(default)s)"
     )
-    parser.add_argument("--rows", action="store_true", help="only conversations of ten turns")
+    parser.add_argument("--rows", action="store_true", help="only conversations in merged rows")
     parser.add_argument(
         "--quick", action="store_true", help="a few seconds, of 8,000 tokens, no deep policy"
     )
@@ -425,9 +493,13 @@ def main() -> None:
                 directory, model, config.learner, options.tokens, options.repeats
             )
     policies = {"merged_ratio": (model, max(1, options.tokens // 7_500))}
+    models = {"shared_ratio": model}
     if not options.model and not options.quick:
-        policies["merged_ratio_deep"] = (build_deep(), 1)
+        deep = build_deep()
+        policies["merged_ratio_deep"] = (deep, 1)
+        models["shared_ratio_deep"] = deep
     results |= measure_rows(policies, config.learner, options.repeats)
+    results |= measure_shared_prompts(models, config.learner, options.repeats)
     for name in FIGURES:
         if name in results:
             Console().print(f"{name} {results[name]:.3f}", highlight=False)

@@ -18,9 +18,9 @@ from learner.data.batching import (
     collate,
     microbatches,
     minibatches,
-    pack_by_length,
+    pack_rows,
 )
-from learner.data.rows import Row, merge_turns, row_length
+from learner.data.rows import Row, merge_turns
 from learner.data.samples import TrainingSample
 from learner.losses import LOSSES, NEEDS_OLD_LOG_PROBS, Tokens
 from learner.losses.diagnostics import divergence, token_ages
@@ -156,7 +156,14 @@ class Updater:
         """
         s = self._settings
         everything = s.kl_coef > 0 or s.entropy_coef > 0
-        batches = list(microbatches(rows, s.microbatch_tokens, everything=everything))
+        batches = list(
+            microbatches(
+                rows,
+                s.microbatch_tokens,
+                everything=everything,
+                shares_prompts=self.policy.shares_prompts,
+            )
+        )
         by_batch = self._backward(batches)
         arrays = {name: _concatenate(name, by_batch) for name in TOKEN_STATS}
         masked = int((arrays["kept"] == 0).sum())
@@ -165,7 +172,7 @@ class Updater:
         step = _Step(
             loss=float(arrays.pop("loss").sum()) / denominator,
             padding=sum(batch.padding for batch in batches),
-            columns=sum(batch.tokens.numel() for batch in batches),
+            columns=sum(len(batch.prefix) + batch.tokens.numel() for batch in batches),
             **arrays,
         )
         if step.columns:
@@ -262,16 +269,17 @@ class Updater:
         """Add the log-probs of the policy as it is before the update."""
         rows = merge_turns(samples)
         budget = self._settings.microbatch_tokens
-        packs = list(pack_by_length(range(len(rows)), lambda i: row_length(rows[i]), budget))
+        packs = list(pack_rows(rows, budget, shares_prompts=self.policy.shares_prompts))
         computed = []
-        for indices, counts in self.ranks.shard(packs):
+        for pack, counts in self.ranks.shard(packs):
+            batch = collate([rows[i] for i in pack.indices], pack.shared)
             with torch.no_grad():
-                log_pi, _ = self.policy(collate([rows[i] for i in indices]), self._temperature)
+                log_pi, _ = self.policy(batch, self._temperature)
             if counts:
                 computed.append(log_pi.cpu().numpy())
-        for indices, log_pi in zip(packs, self.ranks.gather(computed, len(packs)), strict=True):
-            values = iter(np.split(log_pi, _ends_of_turns([rows[i] for i in indices])))
-            for i in indices:
+        for pack, log_pi in zip(packs, self.ranks.gather(computed, len(packs)), strict=True):
+            values = iter(np.split(log_pi, _ends_of_turns([rows[i] for i in pack.indices])))
+            for i in pack.indices:
                 rows[i] = [_with_log_prox(sample, next(values)) for sample in rows[i]]
         return list(chain(*rows))
 

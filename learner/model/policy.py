@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from learner.data.batching import MicroBatch
@@ -122,7 +128,8 @@ def log_probs(
     tokens = batch.tokens.to(device)
     rows = batch.rows.to(device)
     columns = batch.columns.to(device)
-    hidden = final_hidden(model, tokens, rows, columns - 1, precision)
+    prefix = batch.prefix.to(device)
+    hidden = final_hidden(model, tokens, rows, columns - 1, precision, prefix)
     shape = read_logit_shape(model.config, temperature)
     return token_log_probs(
         _head_of(model), hidden, tokens[rows, columns], shape, entropy_gradient=entropy_gradient
@@ -135,20 +142,47 @@ def final_hidden(
     rows: Tensor,
     columns: Tensor,
     precision: str = "float32",
+    prefix: Tensor | None = None,
 ) -> Tensor:
     """Return what the language-model head sees [N, hidden] of tokens [B, S], padded on the right.
 
     It is for the positions (rows [N], columns [N]); float32, whatever the products inside the
-    layers were computed in.
+    layers were computed in. All rows go on after the `prefix` [P], which is computed once; it is
+    for models of which `can_share_prompts` holds.
     """
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        if qwen3.applies_to(model):
+        if prefix is not None and len(prefix):
+            hidden = _after_prefix(model, tokens, prefix)
+        elif qwen3.applies_to(model):
             return qwen3.hidden_states(model, tokens, rows, columns).float()
-        return (
-            model.base_model(input_ids=tokens, use_cache=False)
-            .last_hidden_state[rows, columns]
-            .float()
-        )
+        else:
+            hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden[rows, columns].float()
+
+
+def _after_prefix(model: PreTrainedModel, tokens: Tensor, prefix: Tensor) -> Tensor:
+    """Compute final hidden states [B, S, hidden] of rows that go on after the same tokens [P]."""
+    cache = model.base_model(input_ids=prefix[None], use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(tokens))
+    return model.base_model(input_ids=tokens, past_key_values=cache).last_hidden_state
+
+
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """Tell whether rows can go on after a prefix that is computed once, to the same hidden states.
+
+    Both are compared on a few tokens. Where layers keep no activations, they keep no keys either.
+    """
+    if model.is_gradient_checkpointing:
+        return False
+    tokens = _probe_tokens(model)
+    prefix, rest = tokens[0, : PROBE_TOKENS // 2], tokens[:, PROBE_TOKENS // 2 :]
+    with torch.no_grad(), _narrow_windows(model.config):
+        whole = model.base_model(input_ids=tokens, use_cache=True)
+        if not isinstance(getattr(whole, "past_key_values", None), DynamicCache):
+            return False
+        expected = whole.last_hidden_state[:, len(prefix) :]
+        found = _after_prefix(model, rest, prefix)
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 def _head_of(model: PreTrainedModel) -> nn.Linear:
@@ -168,7 +202,7 @@ def _choose_attention(model: PreTrainedModel, fast: str) -> None:
     nothing on these, so its name in the configuration is enough. ValueError if the learner's logits
     are not the model's with its own attention either.
     """
-    tokens = torch.arange(PROBE_TOKENS)[None] % model.config.get_text_config().vocab_size
+    tokens = _probe_tokens(model)
     with torch.no_grad(), _narrow_windows(model.config):
         own = model.eval()(input_ids=tokens, use_cache=False).logits[0].float()
         model.train()
@@ -191,6 +225,14 @@ def _choose_attention(model: PreTrainedModel, fast: str) -> None:
             type(model).__name__,
             fast,
         )
+
+
+def _probe_tokens(model: PreTrainedModel) -> Tensor:
+    """Return some tokens of a model's vocabulary, int64 [1, PROBE_TOKENS]."""
+    device = next(model.parameters()).device
+    return (
+        torch.arange(PROBE_TOKENS, device=device)[None] % model.config.get_text_config().vocab_size
+    )
 
 
 def _probe_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from learner.data.batching import MicroBatch
 from learner.model import qwen3
 from learner.model.loading import fill_weights
 from learner.model.lora import adapters, plain_name
-from learner.model.policy import final_hidden, log_probs
+from learner.model.policy import can_share_prompts, final_hidden, log_probs
 from learner.model.slices import full_tensor
 from learner.ranks import Ranks
 
@@ -69,6 +69,8 @@ class Policy(nn.Module):
                 qwen3.bind_layer(layer, compiled=compiled)
         if any(parameter.is_meta for parameter in model.parameters()):
             fill_weights(model, ranks)
+        self.shares_prompts = not (ranks.is_group or compiled) and can_share_prompts(model)
+        """Whether micro-batches may have a prefix. Ranks take every pass together."""
 
     def forward(
         self, batch: MicroBatch, temperature: float, entropy_gradient: bool = False

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from config import LearnerSection
 from config.control import ControlSection
@@ -21,6 +22,7 @@ from learner.update import Updater
 from learner.warm_start.tiny import build_random_model, train_tokenizer
 from protocol.arrays import FLOAT32, INT32, UINT8, pack
 from protocol.messages import ControlEvent, EpisodeKey, Span, StopReason, Trajectory, Turn
+from tests.fixtures.families import SHAPE
 from tests.fixtures.learner import TURNS, make_algorithm, make_loss, small_config
 from tests.fixtures.messages import make_response, make_trajectory, make_turn
 
@@ -51,9 +53,11 @@ shapes = st.builds(
     rejected=st.integers(0, 2),
     valid=st.booleans(),
 )
-episodes = st.tuples(st.sampled_from([1, 2, 60]), st.lists(shapes, min_size=1, max_size=4))
-"""Tokens before the first turn, and the turns."""
-groups = st.lists(episodes, min_size=2, max_size=3)
+episodes = st.lists(shapes, min_size=1, max_size=4)
+groups = st.tuples(
+    st.sampled_from([1, 2, 60, 1_100]), st.booleans(), st.lists(episodes, min_size=2, max_size=3)
+)
+"""Tokens before the first turn, whether they are the same in all episodes, and these."""
 
 
 @st.composite
@@ -77,19 +81,22 @@ def learner_settings(draw) -> LearnerSection:
     )
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=["the learner's forward pass", "the model's own"])
+def model(request):
     torch.set_num_threads(1)
+    if request.param == "the model's own":
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**SHAPE | {"vocab_size": 300})).train()
     return build_random_model(CONFIG.model.tiny, train_tokenizer(CONFIG.model.tiny, TURNS), seed=0)
 
 
-def play(rng: np.random.Generator, first: int, turns: list[Shape]) -> list[Turn]:
+def play(rng: np.random.Generator, opening: np.ndarray, turns: list[Shape]) -> list[Turn]:
     """Make turns of such shapes, of random tokens, log-probs and rewards."""
     played = []
-    history = draw_tokens(rng, first)
+    history = opening
     for shape in turns:
         if not shape.extends:
-            history = draw_tokens(rng, first)
+            history = draw_tokens(rng, len(opening))
         prompt = np.concatenate([history, draw_tokens(rng, shape.added)])
         response = draw_tokens(rng, shape.response)
         played.append(build_turn(rng, shape, prompt, response))
@@ -133,11 +140,15 @@ def build_turn(
     )
 
 
-def build_group(seed: int, drawn: list[tuple[int, list[Shape]]]) -> list[Trajectory]:
+def build_group(seed: int, drawn: tuple[int, bool, list[list[Shape]]]) -> list[Trajectory]:
+    first, is_shared, episodes = drawn
     rng = np.random.default_rng(seed)
+    openings = [draw_tokens(rng, first) for _ in episodes]
+    if is_shared:
+        openings = [openings[0]] * len(episodes)
     return [
-        make_trajectory(EpisodeKey(0, member), turns=play(rng, first, turns))
-        for member, (first, turns) in enumerate(drawn)
+        make_trajectory(EpisodeKey(0, member), turns=play(rng, opening, turns))
+        for member, (opening, turns) in enumerate(zip(openings, episodes, strict=True))
     ]
 
 

@@ -1,6 +1,8 @@
 """From trajectories to micro-batches: nothing is lost, nothing masked gets in."""
 
 import itertools
+from collections import Counter
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -12,10 +14,12 @@ from config import ControlSection, LearnerSection
 from learner.advantages import ESTIMATORS
 from learner.data.batching import (
     MICROBATCH_OVERHEAD_TOKENS,
+    SHARING_OVERHEAD_TOKENS,
     collate,
     microbatches,
     minibatches,
     pack_by_length,
+    pack_rows,
 )
 from learner.data.samples import TrainingSample, build_samples
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
@@ -46,11 +50,22 @@ def replace_turn(group, **changes):
     return [msgspec.structs.replace(first, turns=[turn, *first.turns[1:]]), *group[1:]]
 
 
-@given(st.lists(samples(), min_size=1, max_size=12), st.integers(8, 120))
+@st.composite
+def groups_of_samples(draw) -> list[TrainingSample]:
+    """Samples of which some begin with the same prompt, as episodes of a group do."""
+    prompts = [
+        np.arange(length, dtype=np.int32) for length in draw(st.lists(st.integers(1, 800)))
+    ] or [np.arange(1, dtype=np.int32)]
+    drawn = draw(st.lists(st.tuples(samples(), st.sampled_from(prompts)), min_size=1, max_size=12))
+    return [replace(sample, prompt=prompt) for sample, prompt in drawn]
+
+
+@given(st.lists(samples(), min_size=1, max_size=12) | groups_of_samples(), st.integers(8, 2_000))
 def test_microbatches_hold_every_trained_token_once(batch, budget):
     seen = []
-    for micro in microbatches([[sample] for sample in batch], budget):
-        assert micro.tokens.numel() <= budget or len(micro.tokens) == 1
+    for micro in microbatches([[sample] for sample in batch], budget, shares_prompts=True):
+        size = len(micro.prefix) + micro.tokens.numel()
+        assert size <= budget or len(micro.tokens) == 1
         picked = micro.tokens[micro.rows, micro.columns]
         seen += zip(
             picked.tolist(),
@@ -66,6 +81,26 @@ def test_microbatches_hold_every_trained_token_once(batch, budget):
         for t in np.flatnonzero(s.mask)
     ]
     assert sorted(seen) == sorted(expected)
+
+
+@given(groups_of_samples(), st.integers(8, 2_000))
+def test_prompts_that_rows_share_are_computed_once_where_that_saves(batch, budget):
+    rows = [[sample] for sample in batch]
+    found = list(pack_rows(rows, budget, shares_prompts=True))
+    assert sorted(i for part in found for i in part.indices) == list(range(len(rows)))
+    for part in found:
+        micro = collate([rows[i] for i in part.indices], part.shared)
+        for i, row in zip(part.indices, micro.tokens, strict=True):
+            tokens = np.concatenate([micro.prefix.numpy(), row.numpy()])[: batch[i].length]
+            np.testing.assert_array_equal(
+                tokens, np.concatenate([batch[i].prompt, batch[i].response])
+            )
+    alike = Counter(len(sample.prompt) for sample in batch)
+    for part in found:
+        length = len(batch[part.indices[0]].prompt)
+        saves = (alike[length] - 1) * (length - 1) > SHARING_OVERHEAD_TOKENS
+        assert part.shared == (saves and len(part.indices) > 1) * (length - 1)
+    assert not any(part.shared for part in pack_rows(rows, budget))
 
 
 @given(st.lists(st.integers(1, 300), max_size=7), st.integers(8, 600))

@@ -13,7 +13,14 @@ from transformers import (
 )
 
 from learner.data.batching import MicroBatch
-from learner.model.policy import attention_of, load_policy, log_probs, read_config
+from learner.model.policy import (
+    attention_of,
+    can_share_prompts,
+    keep_no_activations,
+    load_policy,
+    log_probs,
+    read_config,
+)
 from tests.fixtures.families import FAMILIES, SHAPE, saved
 
 
@@ -32,6 +39,7 @@ def test_log_probs_are_those_of_the_models_own_forward_pass_without_its_dropout(
     expected = logits.log_softmax(-1).gather(-1, tokens[rows, columns][:, None]).squeeze(-1)
     zeros = torch.zeros(4)
     batch = MicroBatch(
+        torch.zeros(0, dtype=torch.int64),
         tokens,
         rows,
         columns,
@@ -45,6 +53,15 @@ def test_log_probs_are_those_of_the_models_own_forward_pass_without_its_dropout(
     )
     found, _ = log_probs(load_policy(saved(own, tmp_path)), batch, temperature=0.7)
     torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_are_shared_only_where_layers_keep_keys(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = load_policy(saved(FAMILIES[family](), tmp_path))
+    assert can_share_prompts(model)
+    keep_no_activations(model)
+    assert not can_share_prompts(model)
 
 
 def test_a_model_whose_logits_come_about_in_an_unknown_way_is_refused(tmp_path: Path) -> None:
