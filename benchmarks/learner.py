@@ -20,8 +20,8 @@ every turn were a row of its own. The policy is the one above. `merged_ratio_dee
 weights in the shape of SmolLM2-135M, with its layers and its vocabulary cut to two fifths: what
 layers and head cost beside each other stays. Both arms make as many optimizer steps.
 `shared_ratio` and `shared_ratio_deep` are how many more groups of eight such conversations, with
-one prompt of 1,000 tokens and 105 after it, it trains on when that prompt is computed once. `--rows`
-measures these four alone.
+one prompt of 1,000 tokens and 105 after it, it trains on in one mini-batch when that prompt is
+computed once. `--rows` measures these four alone.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def update(
 ) -> Run:
     """The learner's whole update."""
     updater = Updater(model, settings, 1.0, seed=0)
-    updater.policy.shares_prompts &= shares_prompts
+    updater.policy.shares_prompts = shares_prompts and updater.policy.shares_prompts
 
     def run() -> None:
         updater.update(turns)
@@ -207,9 +207,7 @@ class Talk(NamedTuple):
 
 
 LONG = Talk(prompt=200, side=50, turns=10)
-SHORT = Talk(
-    prompt=125, side=21, turns=3
-)  # as long as the calculator's (recipes/smollm2-tools.toml)
+SHORT = Talk(prompt=1_000, side=21, turns=3)  # as with tools that are described at length
 
 GROUP = 8
 """Conversations that have the same prompt, where it is shared."""
@@ -424,13 +422,14 @@ def measure_shared_prompts(
         Column(f"groups of {GROUP}", no_wrap=True), "groups/s, shared", "a prompt each row", "ratio"
     )
     ratios = {}
-    groups = settings.minibatches  # each has rows of most groups, as in an update
+    groups = 2
+    whole = msgspec.structs.replace(settings, minibatches=1)  # others would take groups apart
     for name, model in models.items():
         turns = conversations(SHORT, groups * GROUP, model.config.vocab_size, group=GROUP)
         conditions = {
-            "shared": Condition(functools.partial(update, settings), turns, groups),
+            "shared": Condition(functools.partial(update, whole), turns, groups),
             "alone": Condition(
-                functools.partial(update, settings, shares_prompts=False), turns, groups
+                functools.partial(update, whole, shares_prompts=False), turns, groups
             ),
         }
         speeds = measure(conditions, model, repeats)

@@ -8,6 +8,7 @@ they are sliced. Embeddings, last norm and head are float32 throughout.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -69,8 +70,12 @@ class Policy(nn.Module):
                 qwen3.bind_layer(layer, compiled=compiled)
         if any(parameter.is_meta for parameter in model.parameters()):
             fill_weights(model, ranks)
-        self.shares_prompts = not (ranks.is_group or compiled) and can_share_prompts(model)
-        """Whether micro-batches may have a prefix. Ranks take every pass together."""
+        self._passes_alone = not (ranks.is_group or compiled)
+
+    @functools.cached_property
+    def shares_prompts(self) -> bool:
+        """Whether micro-batches may have a prefix; ranks take every pass together."""
+        return self._passes_alone and can_share_prompts(self.model)
 
     def forward(
         self, batch: MicroBatch, temperature: float, entropy_gradient: bool = False

@@ -41,6 +41,7 @@ def random_batch(rows: int, columns: int) -> MicroBatch:
     generator = torch.Generator().manual_seed(rows)
     zeros = torch.zeros(5)
     return MicroBatch(
+        prefix=torch.zeros(0, dtype=torch.int64),
         tokens=torch.randint(2, 50, (rows, columns), generator=generator),
         rows=torch.randint(rows, (5,), generator=generator),
         columns=torch.randint(3, columns, (5,), generator=generator),
