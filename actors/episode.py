@@ -224,7 +224,7 @@ class EpisodePlayer:
         if prompt is None:
             detail = (
                 f"the first prompt has more than {self._max_prompt_tokens} tokens: raise "
-                "engine.max_model_len, or lower env.history"
+                "engine.max_model_len, or shorten what the environment begins with"
             )
             raise _Ended(DropReason.ENV_ERROR, detail)
         while True:
