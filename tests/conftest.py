@@ -127,16 +127,21 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling | None:
-    """Make the scheduler of `--dist loadfile`: all tests on vLLM are as one file.
+    """Make the scheduler of `--dist loadfile`: all tests on the shared vLLM are as one file.
 
-    One worker has them, so that memory has to hold the servers of one test, and the shared one.
+    So are all that start a vLLM of their own. Two workers have them, so that memory has to hold the
+    servers of one test, and the shared one.
     """
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
-    class OneEngine(LoadFileScheduling):
+    class OneEngineEach(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "vLLM" if runs_vllm(nodeid) else super()._split_scope(nodeid)
+            if ON_SHARED_VLLM.search(nodeid):
+                return "the shared vLLM"
+            if runs_vllm(nodeid):
+                return "a vLLM of its own"
+            return super()._split_scope(nodeid)
 
-    return OneEngine(config, log)
+    return OneEngineEach(config, log)
