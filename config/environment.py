@@ -14,8 +14,8 @@ class EnvSection(Section, frozen=True):
         str,
         says(
             "Environment: alfworld, arithmetic, webshop, search, textarena, gymnasium, harness, "
-            "reasoning-gym:NAME[,NAME...], skyrl-gym:NAME, one registered by entry point, "
-            "./FILE.py, ./FILE.py:NAME or MODULE:NAME"
+            "openenv:URL, reasoning-gym:NAME[,NAME...], skyrl-gym:NAME, one registered by entry "
+            "point, ./FILE.py, ./FILE.py:NAME or MODULE:NAME"
         ),
     ] = "alfworld"
     max_turns: Annotated[

@@ -38,6 +38,7 @@ from envs.settings import (
     AlfWorldSettings,
     CommandSettings,
     GymnasiumSettings,
+    OpenEnvSettings,
     ReasoningGymSettings,
     SearchSettings,
     SkyRLGymSettings,
@@ -70,6 +71,7 @@ _BUILT_IN = {
     "arithmetic": "envs.arithmetic:Arithmetic",
     "gymnasium": "envs.games.gymnasium:Gymnasium",
     "harness": "envs.command:CommandHarness",
+    "openenv": "envs.adapters.openenv:OpenEnv",
     "reasoning-gym": "envs.adapters.reasoning_gym:ReasoningGym",
     "search": "envs.search.environment:Search",
     "skyrl-gym": "envs.adapters.skyrl_gym:SkyRLGym",
@@ -77,13 +79,14 @@ _BUILT_IN = {
     "webshop": "envs.webshop.environment:WebShop",
 }
 
-_ADAPTERS = ("reasoning-gym", "skyrl-gym")
+_ADAPTERS = ("openenv", "reasoning-gym", "skyrl-gym")
 """Built-in environments that take a target after a colon, as the keyword `target`."""
 
 BUILT_IN_SETTINGS: dict[str, type[msgspec.Struct]] = {
     "alfworld": AlfWorldSettings,
     "gymnasium": GymnasiumSettings,
     "harness": CommandSettings,
+    "openenv": OpenEnvSettings,
     "reasoning-gym": ReasoningGymSettings,
     "search": SearchSettings,
     "skyrl-gym": SkyRLGymSettings,

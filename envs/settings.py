@@ -181,3 +181,18 @@ class SkyRLGymSettings(EnvironmentSettings, frozen=True):
         list[str],
         Meta(description="Configuration of the environment as name=value, values as in JSON"),
     ] = []
+
+
+class OpenEnvSettings(EnvironmentSettings, frozen=True):
+    """Environments behind a server of OpenEnv."""
+
+    action_field: Annotated[
+        str,
+        Meta(
+            description="Field of an action that the policy's words become; empty: it calls a tool "
+            "that has all fields"
+        ),
+    ] = ""
+    task: Annotated[
+        str, Meta(description="What the policy is told first; empty: the server's description")
+    ] = ""

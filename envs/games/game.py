@@ -25,6 +25,13 @@ _FORMAT = "Answer with <think>your reasoning</think><action>{what}</action>"
 _LONGEST_ACTION = 120
 
 
+def seed_of(split: Split, index: int) -> int:
+    """The seed that is task `index` of a split; IndexError where there is none."""
+    if not 0 <= index < SIZES[split]:
+        raise IndexError(f"{split} has tasks 0 to {SIZES[split] - 1}, not {index}")
+    return _FIRST_SEED[split] + index
+
+
 class GameEnvironment(ABC):
     """A game of another library as an `Environment`.
 
@@ -52,9 +59,7 @@ class GameEnvironment(ABC):
         All that it draws is that seed's, and `seed` makes no difference.
         """
         del seed
-        if not 0 <= index < SIZES[split]:
-            raise IndexError(f"{split} has tasks 0 to {SIZES[split] - 1}, not {index}")
-        return self.start_with(_FIRST_SEED[split] + index)
+        return self.start_with(seed_of(split, index))
 
     def view(self, episode: Episode) -> AgentView:
         """A fresh view, without a memory."""

@@ -46,30 +46,30 @@ class _EveryStatus(urllib.request.HTTPErrorProcessor):
     https_response = http_response
 
 
-class _Route(NamedTuple):
+class Route(NamedTuple):
     """The way to a server. `note`: the proxy between, for errors; "" if there is none."""
 
     opener: urllib.request.OpenerDirector
     note: str
 
 
-def _find_route(parts: SplitResult) -> _Route:
+def find_route(parts: SplitResult) -> Route:
     """The way through the proxy that the environment names, but straight to this machine.
 
     A proxy has a loopback of its own.
     """
     host = parts.hostname or ""
     proxy = urllib.request.getproxies().get(parts.scheme, "")
-    if not proxy or _is_loopback(host) or urllib.request.proxy_bypass(host):
+    if not proxy or is_loopback(host) or urllib.request.proxy_bypass(host):
         direct = urllib.request.build_opener(_EveryStatus, urllib.request.ProxyHandler({}))
-        return _Route(direct, "")
+        return Route(direct, "")
     # Without the user and the password that may stand before the @.
     address = proxy.rpartition("@")[2].rpartition("//")[2]
     note = f" (asked through {parts.scheme}_proxy {address}; no_proxy={host} asks it directly)"
-    return _Route(urllib.request.build_opener(_EveryStatus), note)
+    return Route(urllib.request.build_opener(_EveryStatus), note)
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -118,7 +118,7 @@ class RemoteRetriever:
         self._url = url
         if not parts.path.strip("/"):
             self._url = parts._replace(path="/retrieve").geturl()
-        self._route = _find_route(parts)
+        self._route = find_route(parts)
         self._attempt_seconds = attempt_timeout_s
         self._deadline_seconds = deadline_s
         self._takes_one = False
