@@ -14,8 +14,7 @@ from protocol.chat_messages import ChatMessage
 from protocol.cutting import Cut
 from protocol.openai_answers import build_answer_message
 from protocol.openai_requests import AnyRequest, ChatRequest, RequestError, read_echo
-from protocol.prompting import Prompter
-from protocol.transcripts import CodecOf, TextTree, TranscriptTree
+from protocol.transcripts import CodecOf, TextPrompter, TextTree, TranscriptTree
 
 
 class ReadAnswer(NamedTuple):
@@ -75,7 +74,7 @@ class PromptedText:
 class RequestReader:
     """Makes prompts of the requests of one episode, which go on from each other."""
 
-    def __init__(self, prompter: Prompter, codec_of: CodecOf) -> None:
+    def __init__(self, prompter: TextPrompter, codec_of: CodecOf) -> None:
         self._chats = TranscriptTree(codec_of)
         self._texts = TextTree(prompter)
 

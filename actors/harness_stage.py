@@ -32,8 +32,7 @@ from protocol.openai_answers import (
     find_finish_reason,
 )
 from protocol.openai_requests import RequestError, Wanted
-from protocol.prompting import Prompter
-from protocol.transcripts import CodecOf
+from protocol.transcripts import CodecOf, TextPrompter
 
 NO_REWARD = (
     "the harness gave no reward: episode() returns a number, a command writes it into the file "
@@ -69,7 +68,7 @@ class HarnessStage:
     def __init__(
         self,
         harness: Any,
-        prompter: Prompter,
+        prompter: TextPrompter,
         codec_of: CodecOf,
         endpoint: Endpoint,
         *,

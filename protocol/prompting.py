@@ -47,6 +47,11 @@ class Prompter:
         """True if a response begins inside a thought, which its prompt has opened."""
         return self._template.opens_thought
 
+    @property
+    def end_tokens(self) -> Sequence[int]:
+        """Tokens that end a response, the template's own first."""
+        return self.chat.end_tokens
+
     def find_turn_end(self) -> str:
         """Return the text that follows an answer; ValueError of a template that renders none."""
         return self._template.find_turn_end()

@@ -10,12 +10,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from protocol.chat_codec import Answer, ChatCodec
 from protocol.chat_messages import ChatMessage
 from protocol.conversation import Transcript
-from protocol.prompting import Prompter
 
 CodecOf = Callable[[Sequence[dict[str, Any]]], ChatCodec]
 """Makes the codec of a conversation with these tools."""
@@ -77,12 +76,33 @@ class TextBranch(NamedTuple):
     prompt: list[int]
 
 
+class TextPrompter(Protocol):
+    """Makes tokens of texts, and texts of tokens, as `Prompter` does."""
+
+    @property
+    def end_tokens(self) -> Sequence[int]:
+        """Tokens that end a response."""
+        ...
+
+    def special_tokens(self) -> dict[int, str]:
+        """Texts of the special tokens, by id."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts as they stand."""
+        ...
+
+    def decode_exactly(self, tokens: Sequence[int]) -> str:
+        """Decode tokens, special ones included."""
+        ...
+
+
 class TextTree:
     """Texts that the policy went on from, as `TranscriptTree` has conversations."""
 
-    def __init__(self, prompter: Prompter) -> None:
+    def __init__(self, prompter: TextPrompter) -> None:
         self._prompter = prompter
-        self._ends = {*prompter.special_tokens(), *prompter.chat.end_tokens}
+        self._ends = {*prompter.special_tokens(), *prompter.end_tokens}
         self._written: dict[str, list[int]] = {"": []}  # tokens of a text and its answer
 
     def open(self, text: str) -> TextBranch:

@@ -29,6 +29,7 @@ from config.resolve import parse_overrides, resolve
 from envs.base import Environment, Split
 from envs.conversation import is_conversation, tools_of
 from envs.conversation_checks import check_parts
+from envs.harness import is_harness
 from envs.play import close_episode, make_expert, play_expert_episode, start_episode
 from envs.registry import make_environment, short_name
 from envs.threads import call_in_thread
@@ -40,6 +41,7 @@ from protocol.prompting import load_prompter
 from protocol.tool_calls import CALL_END, CALL_START, format_hermes
 from protocol.validation import MAX_TURNS
 from supervisor.cli.check_tools import find_tool_mistakes
+from supervisor.cli.harness_player import describe_task, play_requests
 from supervisor.job import build_environment, environment_errors
 from telemetry.analysis.intervals import wilson_interval
 from telemetry.work_clock import WorkClock, show_work
@@ -103,6 +105,7 @@ class CharacterPrompter:
     """Stands in for a tokenizer and a chat template: a character is a token."""
 
     opens_thought = False
+    end_tokens: Sequence[int] = ()
 
     def find_turn_end(self) -> str:
         """The sign at the end of a message."""
@@ -234,6 +237,8 @@ def choose_tasks(environment: Environment, tasks_per_split: int) -> list[Task]:
 
 def opening_of(environment: Environment, task: Task, seed: int) -> tuple[str, str, str]:
     """The task, the first prompt and the first state of a task, as an agent finds them."""
+    if is_harness(environment):
+        return describe_task(environment, task.split, task.index), "", ""
     episode: Any = start_episode(environment, task.split, task.index, seed)
     try:
         if is_conversation(environment):
@@ -243,6 +248,13 @@ def opening_of(environment: Environment, task: Task, seed: int) -> tuple[str, st
         return str(episode.task), str(prompt), str(episode.state_key())
     finally:
         close_episode(episode)
+
+
+def _opening_call(environment: Environment) -> str:
+    """The call that opens a task."""
+    if is_harness(environment):
+        return "task(split, index)"
+    return "start(split, index, seed)"
 
 
 def opening_elsewhere(name: str, settings: Mapping[str, Any], task: Task) -> tuple[str, str, str]:
@@ -255,8 +267,8 @@ def _check_start(config: Config, environment: Environment, task: Task, findings:
     opening = opening_of(environment, task, 0)
     if opening_of(environment, task, 0) != opening:
         findings.add_flaw(
-            "start(split, index, seed) gives something else the second time; make the task of its "
-            "split and index, and what is drawn in it of the seed",
+            f"{_opening_call(environment)} gives something else the second time; make the task of "
+            "its split and index, and what is drawn in it of the seed",
             task,
         )
     elif opening_of(environment, task, 1)[0] != opening[0]:
@@ -277,7 +289,7 @@ def _check_other_process(
         )
         if elsewhere.result() != opening_of(environment, task, 0):
             findings.add_flaw(
-                "start(split, index, seed) gives another task in another process; draw it by "
+                f"{_opening_call(environment)} gives another task in another process; draw it by "
                 "random.Random(f'{split} {index}'), say, and not by hash() or a set's order",
                 task,
             )
@@ -287,6 +299,9 @@ def _check_nonsense(
     config: Config, environment: Environment, task: Task, findings: Findings
 ) -> None:
     """An agent that never answers in the right form comes to an end."""
+    if is_harness(environment):
+        _play_harness(config, environment, task, findings)
+        return
     if is_conversation(environment):
         names = ["no-such-tool", *(tool["function"]["name"] for tool in tools_of(environment))]
         calls = [f"{CALL_START}{NONSENSE}{CALL_END}", *(format_hermes([(n, {})]) for n in names)]
@@ -298,6 +313,34 @@ def _check_nonsense(
     turns = _play(environment, task, lambda stage: lambda: NONSENSE, findings)
     if any(turn.valid for turn in turns):
         findings.add_flaw(f"parse() calls {NONSENSE!r} a valid response", task)
+
+
+def _play_harness(config: Config, harness: Environment, task: Task, findings: Findings) -> None:
+    """Answer all requests of a harness by nonsense; what a run would drop it for is raised."""
+    answer = ChatCodec(CharacterPrompter()).encode_words(NONSENSE)
+
+    def respond(prompt: list[int]) -> list[int]:
+        findings.longest_prompt = max(findings.longest_prompt, len(prompt))
+        return answer
+
+    turns = play_requests(
+        config,
+        harness,
+        task,
+        CharacterPrompter(),
+        build_character_codec,
+        respond,
+        MAX_PROMPT_LENGTH,
+    )
+    is_over = False
+    while not is_over:
+        with findings.time_turn(task):
+            is_over = next(turns, None) is None
+
+
+def build_character_codec(tools: Sequence[Mapping[str, Any]]) -> ChatCodec:
+    """Build a codec of characters for conversations with these tools."""
+    return ChatCodec(CharacterPrompter(), tools)
 
 
 def _check_tools(config: Config, environment: Environment, task: Task, findings: Findings) -> None:

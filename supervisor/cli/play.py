@@ -21,6 +21,7 @@ from config import Config, ConfigError
 from config.resolve import parse_overrides, resolve, resolve_recorded
 from envs.base import Environment, Episode, Split
 from envs.conversation import is_conversation, tools_of
+from envs.harness import is_harness
 from envs.play import close_episode, start_episode
 from envs.view import AgentView
 from protocol.chat_codec import ChatCodec
@@ -33,6 +34,7 @@ from supervisor.cli.play_conversation import (
     follow_expert,
     play_conversation,
 )
+from supervisor.cli.play_harness import play_harness
 from supervisor.job import build_environment, environment_errors
 from supervisor.models import find_checkpoint
 from telemetry.work_clock import show_work
@@ -121,6 +123,13 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
         raise ConfigError(
             f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}"
         )
+    if is_harness(environment):
+        generate = None
+        if watch == "expert":
+            raise ConfigError(f"env.name: {environment.name} is a harness, which has no expert")
+        if watch:
+            generate = _load_generator(config, watch)
+        return play_harness(config, environment, split, task, generate, console)
     if is_conversation(environment):
         return _play_conversation(config, environment, split, task, watch, console)
     with environment_errors(config):

@@ -13,6 +13,7 @@ from config import ConfigError
 from supervisor.cli.check import main
 from supervisor.cli.check_tools import sample_arguments
 from tests.fixtures.example_environment import guide_code
+from tests.fixtures.harnesses import harness_code
 from tests.fixtures.tool_environment import expert_code, tool_code
 
 
@@ -185,3 +186,35 @@ def test_tools_that_are_none_are_refused_before_anything_starts(
     code = tool_code().replace('"type": "object"', '"type": "string"')
     with pytest.raises(ConfigError, match=r"tools\[0\]: its parameters are no JSON schema"):
         checked(tmp_path, code, capsys)
+
+
+@pytest.mark.slow
+def test_check_of_the_guides_harness_finds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, output = checked(tmp_path, harness_code(), capsys, tasks=2)
+    assert (status, output.splitlines()[-1]) == (0, "nothing is wrong with it")
+    assert "at most 30 turns" in output
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ('random.Random(f"{split} {index}")', "random.Random()", "something else the second time"),
+        ("return 0.0", "return None", "the harness gave no reward"),
+        ("first, second = task", "first, second, third = task", r"ValueError: .*game.py:\d+ in"),
+    ],
+    ids=["random", "reward", "raises"],
+)
+def test_check_of_a_flawed_harness_names_what_is_wrong(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    right: str,
+    wrong: str,
+    message: str,
+) -> None:
+    code = harness_code()
+    assert right in code
+    status, output = checked(tmp_path, code.replace(right, wrong), capsys, tasks=1)
+    assert status == 1
+    assert re.search(f"^wrong: .*{message}.* [(]task 0 of ", output, re.MULTILINE), output

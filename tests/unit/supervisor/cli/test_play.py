@@ -18,6 +18,7 @@ from protocol.chat_codec import ChatCodec
 from supervisor.cli.check import CharacterPrompter
 from supervisor.cli.play import play, resolve_played
 from supervisor.cli.play_conversation import describe_overflow, read_line
+from tests.fixtures.harnesses import harness_code
 from tests.fixtures.runs import small_config
 from tests.fixtures.tool_environment import load_prices, tool_code
 
@@ -201,3 +202,30 @@ def test_person_calls_a_tool_of_a_conversation_and_answers(
     assert not solved
     assert "assistant: price(fruit='fig')\ntool: " in output
     assert "not solved: reward 0 after 2 turns" in output
+
+
+def test_person_answers_the_requests_of_a_harness(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sums.py").write_text(harness_code())
+    config = full_config(env__name=str(tmp_path / "sums.py"))
+    first, second = make_environment(config.env.name).task("held_out", 5)
+    typing(monkeypatch, "none", str(first + second))
+    solved, output = watched(config)
+    assert solved
+    assert output.count("user: What is") == 1
+    assert output.index("That is wrong") < output.index("solved: reward 1 after 2 turns")
+
+
+def test_model_answers_the_requests_of_a_harness(tmp_path: Path, small_policy: Path) -> None:
+    (tmp_path / "sums.py").write_text(harness_code())
+    config = full_config(env__name=str(tmp_path / "sums.py"), engine__max_model_len="2048")
+    solved, output = watched(config, watch=str(small_policy))
+    assert not solved
+    assert "not solved: reward 0 after 3 turns" in output
+
+
+def test_expert_of_a_harness_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sums.py").write_text(harness_code())
+    with pytest.raises(ConfigError, match="sums is a harness, which has no expert"):
+        watched(full_config(env__name=str(tmp_path / "sums.py")), watch="expert")
