@@ -185,9 +185,13 @@ class McpSession:
         words = f"; it wrote: {to_printable(lines[-1])}" if lines else ""
         if not isinstance(error, MCPError):
             return f"{server} failed ({what}): {describe_error(error)}{words}"
-        if error.code == REQUEST_TIMEOUT:
-            return f"{server} did not answer in time ({what}){words}"
-        return f"{server} ended before it answered ({what}){words}"
+        if error.code != REQUEST_TIMEOUT:
+            return f"{server} ended before it answered ({what}){words}"
+        if self._connection is None:
+            limit = f"start within {self._server.start_timeout_s:g} s (start_timeout_s)"
+        else:
+            limit = f"answer {what} within {self._server.call_timeout_s:g} s (call_timeout_s)"
+        return f"{server} did not {limit}{words}"
 
     def _read_log(self) -> list[str]:
         """The lines of the server's standard error that say something."""

@@ -21,7 +21,7 @@ from envs.base import EnvironmentFailure, Split
 from envs.conversation import Message, Reply, ToolCall
 from envs.games.game import MAX_TURNS, SIZES, seed_of
 from envs.search.remote import find_route, is_loopback
-from envs.user_errors import describe_error, to_printable
+from envs.user_errors import to_printable
 
 try:
     from websockets.exceptions import ConnectionClosed, WebSocketException
@@ -71,7 +71,7 @@ class OpenEnvServer:
                 value = json.loads(answer.read())
         except (OSError, ValueError) as error:
             raise EnvironmentFailure(
-                f"{self.url} does not tell {path}: {describe_error(error)}"
+                f"{self.url} does not tell {path}: {to_printable(str(error))}"
             ) from None
         if not isinstance(value, dict):
             raise EnvironmentFailure(f"{self.url}{path} is no object of OpenEnv's")
@@ -158,7 +158,7 @@ class _Session:
 
     def _failure(self, what: str, error: Exception) -> EnvironmentFailure:
         """Make the failure that says what the server did, and why."""
-        return EnvironmentFailure(f"{self.url} {what}: {describe_error(error)}")
+        return EnvironmentFailure(f"{self.url} {what}: {to_printable(str(error))}")
 
 
 class OpenEnvTask:
