@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import logging
 import os
@@ -32,7 +33,9 @@ ON_SHARED_VLLM = re.compile(r"\[(.*-)?vllm[-\]]")
 STARTS_VLLM = {"test_end_to_end.py", "test_engine_experts.py", "test_engine_rule.py"}
 """Files with tests that start a vLLM of their own."""
 
-IMPORTS_VLLM = re.compile(r"^(from|import) vllm\b", re.MULTILINE)
+IMPORTS_MUCH = re.compile(
+    r"^(from|import) (vllm|gymnasium|reasoning_gym|skyrl_gym|textarena)\b", re.MULTILINE
+)
 
 # Tests play the environments' own data, wherever the machine has others.
 for _variable in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
@@ -75,10 +78,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out of the quick profile what imports vLLM, which takes as long as many tests."""
+    """Leave out of the quick profile what imports a package that takes as long as many tests."""
     if collection_path.suffix != ".py" or config.getoption("--hypothesis-profile") != "quick":
         return None
-    return IMPORTS_VLLM.search(collection_path.read_text()) is not None or None
+    return IMPORTS_MUCH.search(collection_path.read_text()) is not None or None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -88,6 +91,8 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # or extensions miss at the end what nobody has freed
         gc.enable()
 
 

@@ -208,6 +208,7 @@ async def test_actor_whose_lease_lapses_in_a_step_asks_for_another_at_once(
     await bench.end_job(playing)
 
 
+@pytest.mark.slow
 async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for(
     bench: Bench,
 ) -> None:

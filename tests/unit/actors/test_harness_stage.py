@@ -59,6 +59,7 @@ async def test_conversation_that_goes_on_extends_the_tokens_of_the_last() -> Non
     assert trajectory.rewrites == 0
 
 
+@pytest.mark.slow
 async def test_branches_of_a_conversation_each_extend_their_own_past() -> None:
     script = Script([f"a{END}", f"b{END}", f"c{END}", f"d{END}"])
 

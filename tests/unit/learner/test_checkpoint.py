@@ -248,6 +248,7 @@ def test_new_settings_hold_after_a_resume(job):
     assert Training.restore(changed, no_progress).update(groups(1))["learning_rate"] == 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "stored"),
     [("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)],

@@ -177,6 +177,7 @@ def train(updater: Updater, samples: list[TrainingSample]) -> tuple[dict[str, fl
     return updater.update(samples), gradient
 
 
+@pytest.mark.slow
 @settings(max_examples=10)  # two updates each
 @given(st.integers(0, 2**32), groups, learner_settings())
 def test_merged_rows_train_as_turn_by_turn(model, seed, drawn, learner):

@@ -10,6 +10,8 @@ from learner.model.head import CHUNK_LOGITS
 from learner.ranks import Ranks
 from tests.fixtures.memory import SIZES, fake_ranks, measure_memory, shorten
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 2
 """Of those that the models have: each keeps as much as the next."""
 

@@ -54,6 +54,7 @@ def test_hidden_states_and_gradients_equal_those_of_transformers(changes, first,
     check_positions(model, [(0, first), (0, 7), (2, 22), (4, 4), (4, 21)])
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 22)), min_size=1, max_size=12))
 @example([(0, column) for column in range(23)])
