@@ -92,16 +92,19 @@ def run_fleet(
         log.warning(
             "the controller at %s is lost: looking for it for %g s", endpoint, connect_seconds
         )
+    log.info("the run is over")
 
 
 def _play(
     endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: CurveKeys | None
 ) -> bool:
     """Play until the job is over, or its controller is lost; return whether it is lost."""
+    log.info("asking the controller at %s, for %g s at most", endpoint, connect_seconds)
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
     environments = load_environments(welcome)
     prompter = Prompter(welcome.tokenizer_json, welcome.chat)
     gc.collect()
+    log.info("%d actors play %s", actors, welcome.environment)
     gc.freeze()  # the shared pages are not touched by the children's collector
 
     def body(slot: ActorSlot) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -46,6 +47,7 @@ def run_actors(arguments: list[str]) -> int:
     from actors.fleet import FleetError, run_fleet
     from protocol.security import KeysError, load_keys
 
+    logging.getLogger("actors").setLevel(logging.INFO)
     try:
         run_fleet(
             options.connect, options.actors, options.episodes, options.wait, load_keys(options.keys)

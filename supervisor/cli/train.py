@@ -105,8 +105,8 @@ def resolve_run(
 def check_settings(config: Config, serial: bool) -> None:
     """Raise ConfigError for what is wrong with settings, as a run would; nothing is written."""
     from engine.launch import check_engine
-    from supervisor.endpoints import check_hosts
-    from supervisor.job import check_conversations, check_job, check_model
+    from supervisor.endpoints import choose_endpoints
+    from supervisor.job import check_conversations, check_job, check_keys, check_model
 
     if serial:
         _check_serial(config)
@@ -120,7 +120,7 @@ def check_settings(config: Config, serial: bool) -> None:
     if not is_to_be_fetched:
         check_model(config, environment, model)
     check_conversations(config, environment, model)
-    check_hosts(config)
+    check_keys(config, choose_endpoints(config))
 
 
 def print_settings(resolution: Resolution) -> None:

@@ -22,9 +22,10 @@ import envs.registry
 from actors import pulse
 from actors.actor import ControllerLost
 from actors.crash import ActorSlot
-from actors.fleet import FleetError, load_environments, reseed, supervise
+from actors.fleet import FleetError, load_environments, reseed, run_fleet, supervise
 from envs.registry import make_environment
 from protocol.messages import DropReason, EpisodeKey
+from supervisor.endpoints import free_port
 from tests.fixtures.messages import make_lease, make_welcome
 from tests.fixtures.runs import running_small
 
@@ -49,6 +50,14 @@ def dies_once(die: Callable[[], object], log: Path) -> Callable[[ActorSlot], Non
                 die()
 
     return body
+
+
+def test_run_fleet_says_whom_it_asks_before_anybody_answers(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO", "actors")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    with pytest.raises(FleetError, match="no controller answers"):
+        run_fleet(address, 1, 1, connect_seconds=0.01)
+    assert f"asking the controller at {address}, for 0.01 s at most" in caplog.text
 
 
 def send(number: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from difflib import SequenceMatcher
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -220,15 +221,18 @@ def valued_reference(batch: list[GroupReturns], s: SimpleNamespace) -> list[list
     return out
 
 
-BY_GROUP = {"grpo": grpo_reference, "gigpo": gigpo_reference, "rloo": rloo_reference}
+def by_group(reference):
+    return lambda batch, s: [reference(group, s) for group in batch]
 
 
-def reference(name: str, batch: list[GroupReturns], s: SimpleNamespace) -> list[list[list[float]]]:
-    if name in BY_GROUP:
-        return [BY_GROUP[name](group, s) for group in batch]
-    if name == "gae":
-        return valued_reference(batch, s)
-    return reinforce_pp_reference(batch, s, baseline=name.endswith("baseline"))
+REFERENCES = {
+    "grpo": by_group(grpo_reference),
+    "gigpo": by_group(gigpo_reference),
+    "rloo": by_group(rloo_reference),
+    "reinforce++": partial(reinforce_pp_reference, baseline=False),
+    "reinforce++-baseline": partial(reinforce_pp_reference, baseline=True),
+    "gae": valued_reference,
+}
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -239,7 +243,7 @@ def test_estimator_equals_slow_reference(name, batch, settings):
         algorithm=make_algorithm(name, **vars(settings)), loss=make_loss(loss, **vars(settings))
     )
     computed = estimate_advantages(batch, learner)
-    expected = reference(name, batch, settings)
+    expected = REFERENCES[name](batch, settings)
     for group, by_group in zip(computed, expected, strict=True):
         for episode, by_episode in zip(group, by_group, strict=True):
             assert episode.dtype == np.float64

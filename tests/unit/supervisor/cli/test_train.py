@@ -39,6 +39,13 @@ def test_check_settings_of_other_processes_in_a_serial_run_refuses(
         check_settings(resolve(None, {setting: value}, serial=True), serial=True)
 
 
+def test_check_settings_that_let_others_connect_without_keys_refuses() -> None:
+    """A dry run refuses what a run would."""
+    overrides = {"controller.host": "0.0.0.0", "env.name": "webshop"}
+    with pytest.raises(ConfigError, match=r"^controller.host: .*security.keys"):
+        check_settings(resolve(None, overrides, serial=True), serial=True)
+
+
 def test_resolve_run_that_is_resumed_names_the_recipes_that_it_began_with(tmp_path: Path) -> None:
     """Those that a resume adds come after them."""
     begun = resolve_new(None, {"run.dir": str(tmp_path)}, serial=False)
