@@ -10,6 +10,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from transformers.utils.logging import get_verbosity, set_verbosity, set_verbosity_error
 
 from learner.model.lora import plain_name
 from learner.model.policy import attention_of, keep_no_activations, load_checked, read_config
@@ -85,12 +86,12 @@ def _keep_first_layers(config: PreTrainedConfig) -> None:
 @contextlib.contextmanager
 def _only_errors() -> Iterator[None]:
     """Let transformers log errors alone while inside."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
+    verbosity = get_verbosity()
+    set_verbosity_error()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
+        set_verbosity(verbosity)
 
 
 @torch.no_grad()
@@ -99,9 +100,10 @@ def _restore_buffers(model: PreTrainedModel) -> None:
 
     It is what transformers does itself when it loads a model.
     """
+    untyped: Any = model  # its own types take a checker through all models, ten seconds
     for module in model.modules():
         if module._non_persistent_buffers_set:  # noqa: SLF001
-            model._init_weights(module)  # noqa: SLF001
+            untyped._init_weights(module)  # noqa: SLF001
 
 
 def _weights_by_stored_name(model: PreTrainedModel) -> dict[str, Tensor]:
