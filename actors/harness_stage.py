@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -214,7 +215,7 @@ class HarnessStage:
         return [
             SampledToken(
                 self._prompter.decode_exactly([token]),
-                log_prob if log_prob == log_prob else NO_LOG_PROB,
+                NO_LOG_PROB if math.isnan(log_prob) else log_prob,
             )
             for token, log_prob in zip(tokens, log_probs, strict=True)
         ]

@@ -256,7 +256,8 @@ class OpenEnv:
         if not action_field:
             function = {"name": TOOL, "description": "Take an action.", "parameters": schema}
             self.tools = ({"type": "function", "function": function},)
-        if self._show_first() != self._show_first():
+        first = self._show_first()
+        if self._show_first() != first:
             raise ValueError(
                 f"env.name: {target} begins differently each time with the same seed, so that a "
                 "group would play different tasks: let its reset() draw by the seed alone"
