@@ -360,12 +360,14 @@ class Learner:
 
         That is the last weights, and the last evaluation (unless the user is in a hurry).
         """
+        await self._reporter.send_phase("ending")
         await self._checkpoint(wait=True)
         await self._publish_last()
         for task in evaluations:
             await task
         if not self._stop.is_set():
             await self.evaluate(wait=True)
+            await self._reporter.send_phase("ending")
         # with what was not trained on, which a resumed run goes on with
         await self._checkpoint(wait=True)
         await self._controller.send(Shutdown(reason="the run is over"))

@@ -45,12 +45,13 @@ MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
 """The run ends with the process that would be restarted once more within this time."""
 
-PHASES_WITH_WEIGHTS = frozenset({"evaluating", "training"})
+PHASES_WITH_WEIGHTS = frozenset({"evaluating", "training", "ending"})
 """Phases of the learner in which the engines have got weights from it."""
 
 INTERRUPT_PROMISES = {
     "evaluating": "this evaluation is given up, and a checkpoint is written",
     "training": "this update is finished, and a checkpoint is written",
+    "ending": "the last checkpoint is written",
 }
 """Phase -> how the learner ends when the run is interrupted in it.
 

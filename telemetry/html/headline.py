@@ -19,6 +19,7 @@ PHASES = {
     "warm start": "a first evaluation, then training",
     "starting engines": "a first evaluation, then training",
     "evaluating": "training",
+    "ending": "the last evaluation, and a checkpoint",
 }
 """Phase of a run -> what comes after it."""
 
@@ -93,7 +94,7 @@ def report_headline(
 
 
 def _state_in(phase: str) -> str:
-    if phase in (TRAINING, "evaluating"):
+    if phase in (TRAINING, "evaluating", "ending"):
         return "running"
     return "starting"
 

@@ -27,6 +27,7 @@ def updates(count: int, seconds: float = 30.0) -> list[dict]:
             "a first evaluation",
         ),
         ({"phase": "training"}, "running", "training", "the first update"),
+        ({"phase": "ending"}, "running", "ending", "a checkpoint"),
     ],
 )
 def test_a_run_without_updates_says_its_phase(
