@@ -35,10 +35,11 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
         "run__max_minutes": "1000000",
         "env__max_turns": "1",
     }
-    _, _, metrics = serial_run(tmp_path / "run", **settings)
+    summary, _, metrics = serial_run(tmp_path / "run", **settings)
     assert [m["learning_rate"] for m in metrics if m["kind"] == "update"] == pytest.approx(
         [1e-3, 0.75e-3, 0.5e-3, 0.25e-3], rel=1e-4
     )
+    assert list(summary["seconds_by_phase"])[-2:] == ["training", "ending"]
 
 
 def test_the_minutes_before_a_resume_count(tmp_path: Path):
