@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -315,7 +316,8 @@ def _print_next_steps(job: Job, serial: bool, summary: dict[str, Any]) -> None:
 def double_reached_limits(settings: RunSection, summary: dict[str, Any]) -> str:
     """The options by which a run that has ended goes on as long again.
 
-    They double each limit that it has reached; `summary` is that of the run.
+    They double each limit that it has reached; `summary` is that of the run. Minutes are added to
+    those that it took, which may be more than its limit, a warm start's included.
     """
     options = []
     if summary["updates"] >= settings.max_updates:
@@ -323,7 +325,8 @@ def double_reached_limits(settings: RunSection, summary: dict[str, Any]) -> str:
     if settings.max_tokens and summary["training_tokens"] >= settings.max_tokens:
         options.append(f"--tokens {2 * settings.max_tokens}")
     if summary["wall_seconds"] >= settings.max_seconds():
-        options.append(f"--minutes {2 * settings.max_minutes:g}")
+        minutes_so_far = ceil(summary["wall_seconds"] / 60)
+        options.append(f"--minutes {minutes_so_far + settings.max_minutes:g}")
     return " ".join(options)
 
 

@@ -64,7 +64,8 @@ def test_resolve_run_that_is_resumed_names_the_recipes_that_it_began_with(tmp_pa
         ({"max_updates": 0}, 0, 0, 9.0, "--updates 2"),
         ({"max_tokens": 5000}, 7, 5100, 9.0, "--tokens 10000"),
         ({"max_tokens": 5000, "max_minutes": 60.0}, 7, 5100, 9.0, "--tokens 10000"),
-        ({"max_tokens": 5000, "max_minutes": 0.5}, 7, 4900, 0.6, "--minutes 1"),
+        ({"max_tokens": 5000, "max_minutes": 0.5}, 7, 4900, 0.6, "--minutes 1.5"),
+        ({"max_minutes": 1.0}, 0, 0, 2.8, "--minutes 4"),
         ({"max_tokens": 5000, "max_minutes": 9.0}, 7, 5000, 9.0, "--tokens 10000 --minutes 18"),
     ],
 )
@@ -84,7 +85,7 @@ def test_options_to_resume_have_those_of_the_failure_and_of_used_up_limits(tmp_p
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert options_to_resume(settings, tmp_path, ending) == [
         "--engine.start_seconds 600",
-        "--minutes 6",
+        "--minutes 7",
     ]
 
 
