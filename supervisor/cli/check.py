@@ -364,9 +364,10 @@ def _check_expert(config: Config, environment: Environment, task: Task, findings
 
     if not has_expert(environment, task):
         return
+    findings.expert_turns.append(None)  # where playing raises, the expert is there all the same
     turns = _play(environment, task, begin, findings)
-    is_won = bool(turns) and turns[-1].success
-    findings.expert_turns.append(len(turns) if is_won else None)
+    if turns and turns[-1].success:
+        findings.expert_turns[-1] = len(turns)
     flaw = "parse() does not call valid what format_response() writes for the expert"
     if is_conversation(environment):
         flaw = "what the expert says is not read as it was said, or reply() calls it invalid"

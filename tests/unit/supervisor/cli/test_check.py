@@ -105,6 +105,7 @@ def test_check_of_a_flawed_environment_names_what_is_wrong(
     status, output = checked(tmp_path, code, capsys, tasks=3)
     assert status == 1
     assert re.search(f"^wrong: .*{message}.* [(]task 0 of ", output, re.MULTILINE), output
+    assert "expert: none" not in output
 
 
 def test_check_of_a_slow_environment_names_the_setting_to_raise(
