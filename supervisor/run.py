@@ -265,7 +265,10 @@ class Run:
             for url in urls
         ]
         try:
-            with self._waits.on(lambda: f"an answer of {_list_silent_engines(urls, answers)}"):
+            limit = f"at most {config.engine.start_seconds:g} s (engine.start_seconds)"
+            with self._waits.on(
+                lambda: f"the start of {_list_silent_engines(urls, answers)}, {limit}"
+            ):
                 await self._supervise_until(
                     lambda: learner.ended or all(task.done() for task in answers)
                 )

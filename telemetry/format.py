@@ -21,6 +21,13 @@ def format_count(value: float | None) -> str:
     return f"{value:,.0f}"
 
 
+def format_updates(number: int) -> str:
+    """How many updates: 1 update, 1,234 updates."""
+    if number == 1:
+        return "1 update"
+    return f"{number:,} updates"
+
+
 def format_decimal(value: float | None) -> str:
     """A number with two decimals."""
     if value is None:

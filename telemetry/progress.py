@@ -30,6 +30,7 @@ from telemetry.format import (
     format_duration,
     format_interval,
     format_percent,
+    format_updates,
 )
 from telemetry.metrics_schema import success_interval, successes_by_set
 from telemetry.probes.waits import SHOWN_AFTER_SECONDS, Wait
@@ -165,6 +166,8 @@ class Progress:
         for record in self._state.evaluations:
             if id(record) not in printed:
                 self._print_with_time(evaluation_line(record), now)
+                if self._live is None:
+                    self._printed_at = now
         self._printed_evaluations = list(self._state.evaluations)
 
     def _print_warnings(self, now: float) -> None:
@@ -313,7 +316,7 @@ def evaluation_line(record: Record) -> str:
     if interval is not None:
         words += f" ({format_interval(*interval)})"
     games = format_count(record.get("episodes"))
-    line = f"{words} after {record['update']} updates (games: {games})"
+    line = f"{words} after {format_updates(record['update'])} (games: {games})"
     return "; ".join([line, *set_words(record)])
 
 

@@ -20,6 +20,7 @@ from telemetry.format import (
     format_duration,
     format_interval,
     format_percent,
+    format_updates,
 )
 from telemetry.metrics_schema import success_interval, successes_by_set
 from telemetry.sinks.metrics_file import Record, to_line
@@ -165,7 +166,7 @@ def format_summary(summary: dict[str, Any], goal: RunSection) -> str:
     `goal`: the settings that end a run. What was not measured has no row.
     """
     took = format_duration(summary["wall_seconds"])
-    heading = f"{summary['ended']}: {summary['updates']:,} updates in {took}"
+    heading = f"{summary['ended']}: {format_updates(summary['updates'])} in {took}"
     rows = []
     is_over_time = summary["ended"] == "finished" and goal.max_minutes
     if is_over_time and goal.max_updates and not summary["updates"]:

@@ -29,6 +29,7 @@ from protocol.model_json import read_model_json
 from protocol.prompting import load_prompter
 from supervisor.job import build_environment, environment_errors, first_task
 from supervisor.models import Checkpoint, find_checkpoint
+from telemetry.format import format_updates
 from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
 from telemetry.work_clock import show_work
 
@@ -198,7 +199,7 @@ def model_card(record: TrainingRecord, evaluation: Mapping[str, Any] | None) -> 
         turns = "it answers in words, or calls tools"
     lines = [
         *_metadata(record.config),
-        f"# {environment} agent, after {record.update} updates",
+        f"# {environment} agent, after {format_updates(record.update)}",
         "",
         f"A policy for the environment `{environment}`, trained by reinforcement learning with "
         f"foray. It plays multi-turn episodes: {turns}.",
@@ -301,7 +302,8 @@ def _training(record: TrainingRecord) -> Iterator[str]:
     yield f"- loss: `{values['learner.loss.type']}`"
     yield f"- control of exploration: `{config.control.mode}`"
     yield f"- staleness: at most {config.learner.largest_age()} versions"
-    yield f"- {len(record.updates):,} updates on {tokens:,.0f} tokens, in {minutes:.0f} minutes"
+    updates = format_updates(len(record.updates))
+    yield f"- {updates} on {tokens:,.0f} tokens, in {minutes:.0f} minutes"
     if record.versions:
         yield f"- {', '.join(f'{name} {version}' for name, version in record.versions.items())}"
     yield ""

@@ -34,6 +34,7 @@ from supervisor.interrupts import interrupting_signals
 from supervisor.job import check_run_dir, default_run_dir, save_job, write_settings
 from supervisor.recording import EPISODES_DIR, read_episodes, recorded_job
 from telemetry.collector import Collector, open_collector
+from telemetry.format import format_updates
 from telemetry.progress import Progress
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 from telemetry.work_clock import ticking
@@ -102,7 +103,8 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
             training.checkpoint()
     collector.close()
     console.print(
-        f"{training.update_number} updates from {run_dir}; the new run is in {new_dir}; as a page: "
+        f"{format_updates(training.update_number)} from {run_dir}; "
+        f"the new run is in {new_dir}; as a page: "
         f"{this_command()} report {shlex.quote(str(run_dir))} {shlex.quote(str(new_dir))}",
         highlight=False,
         soft_wrap=True,

@@ -99,7 +99,7 @@ def test_the_command_line_names_the_run_and_its_settings(
         "1",
     ]
     assert main(arguments) == 0
-    assert "1 updates from" in capsys.readouterr().out and latest(tmp_path / "new").name == "000001"
+    assert "1 update from" in capsys.readouterr().out and latest(tmp_path / "new").name == "000001"
 
 
 def test_ctrl_c_keeps_what_has_been_trained(

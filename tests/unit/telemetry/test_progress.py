@@ -122,6 +122,16 @@ def test_an_evaluation_is_shown_at_once() -> None:
     assert show.tick(0.75) == [second]
 
 
+def test_progress_just_after_an_evaluation_prints_no_status_of_it() -> None:
+    show = Show()
+    show.send("phase", phase="evaluating", done=15, of=16)
+    show.tick(0.0)
+    show.send("evaluation", update=1, **evaluated(0.5, 16))
+    result = "[  0:09]  held-out success 50.0 % (28.0 to 72.0) after 1 update (games: 16)"
+    assert show.tick(9.0) == [result]
+    assert show.tick(10.0) == []
+
+
 def test_progress_of_a_long_phase_says_what_is_left_and_what_it_came_to() -> None:
     """After ten steps a phase says when it ends; when it is over, what it came to stays."""
     show = Show()
