@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from config import ControlSection, LearnerSection
 from learner.advantages import ESTIMATORS
 from learner.data.batching import (
+    COPIES_PER_TOKEN,
     MICROBATCH_OVERHEAD_TOKENS,
     SHARING_OVERHEAD_TOKENS,
     collate,
@@ -64,7 +65,8 @@ def groups_of_samples(draw) -> list[TrainingSample]:
 def test_microbatches_hold_every_trained_token_once(batch, budget):
     seen = []
     for micro in microbatches([[sample] for sample in batch], budget, shares_prompts=True):
-        size = len(micro.prefix) + micro.tokens.numel()
+        copies = len(micro.tokens) * (len(micro.prefix) // COPIES_PER_TOKEN)
+        size = len(micro.prefix) + copies + micro.tokens.numel()
         assert size <= budget or len(micro.tokens) == 1
         picked = micro.tokens[micro.rows, micro.columns]
         seen += zip(
