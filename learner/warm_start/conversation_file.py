@@ -6,6 +6,7 @@ becomes what the expert's episodes are, so that both have the tokens that a run'
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -93,7 +94,7 @@ def read_bytes(config: Config) -> bytes:
     """Read the file; ConfigError for one that cannot be read."""
     file = config.warm_start.data
     try:
-        return Path(file).read_bytes()
+        return Path(file).read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
         raise ConfigError(f"{SETTING}: there is no file {file}") from None
     except OSError as error:
@@ -177,7 +178,8 @@ def _decode(line: bytes) -> _Line:
 
 
 def _lower(words: str) -> str:
-    return words[:1].lower() + words[1:]
+    """Begin words in lower case, unless they begin with an abbreviation."""
+    return words if words[:2].isupper() else words[:1].lower() + words[1:]
 
 
 def _hint(place: str) -> str:

@@ -201,6 +201,11 @@ def test_environment_of_single_prompts_refuses_longer_conversations(
         read_conversations(config, shared_environment("alfworld"))
 
 
+def test_byte_order_mark_before_the_first_line_is_passed_over(tmp_path: Path) -> None:
+    config = write_lines(tmp_path, "\ufeff" + json.dumps({"messages": HELLO}))
+    assert len(read_conversations(config, load_prices()())) == 1
+
+
 def calling(function: Any, **others: Any) -> list[dict[str, Any]]:
     call = {"id": "a", "type": "function", "function": function} | others
     return [HELLO[0], {"role": "assistant", "tool_calls": [call]}]
@@ -209,7 +214,7 @@ def calling(function: Any, **others: Any) -> list[dict[str, Any]]:
 PRICE = {"name": "price", "arguments": '{"fruit": "fig"}'}
 
 BAD_LINES = {
-    "hello": "it is no JSON",
+    "hello": "it is no JSON, .*: JSON is malformed",
     '{"messages": [': "it is no JSON",
     '{"messages": [{"role": "user", "content": "\\ud800"}]}': "it is no JSON",
     "[1]": "expected `object`, got `array`; each line has to be",
