@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from controller.controller import ControllerMemory
 from controller.rules.calibration import Calibration
 from learner.checkpoint import STATE, TrainingState, latest
 from protocol.arrays import FLOAT32, UINT8, unpack
@@ -136,7 +137,8 @@ def calibration(run_dir: Path) -> Calibration:
     state = msgspec.json.decode(
         (latest(run_dir) / STATE / "state.json").read_bytes(), type=TrainingState
     )
-    return msgspec.json.decode(state.control, type=Calibration)
+    memory = msgspec.json.decode(state.control, type=ControllerMemory)
+    return msgspec.json.decode(bytes(memory.thresholds), type=Calibration)
 
 
 def test_a_turn_that_repeats_itself_is_sampled_again(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from envs.base import EnvironmentFailure
 from envs.conversation import Message, ToolCall
 from envs.mcp_tools import McpServer, McpSession
 from envs.registry import make_environment
-from protocol.lifetime import is_running
+from protocol.lifetime import dying_with_parent, is_running
 from tests.fixtures import ROOT
 from tests.fixtures.mcp_environment import write_market
 
@@ -127,7 +127,9 @@ async def test_server_is_killed_with_the_process_of_its_episode(tmp_path: Path) 
         f"McpServer(['sh', '-c', 'echo $$ > {file}.new; mv {file}.new {file}; exec sleep 1000'])"
         ".list_tools()"
     )
-    actor = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+    actor = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, preexec_fn=dying_with_parent()
+    )
     try:
         await until(file.exists)
         pid = int(file.read_text())
