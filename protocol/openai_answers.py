@@ -91,14 +91,8 @@ def build_chat_completion(answered: Answered, name: str, created: int) -> dict[s
         }
         for number, choice in enumerate(answered.choices)
     ]
-    return {
-        "id": name,
-        "object": "chat.completion",
-        "created": created,
-        "model": MODEL,
-        "choices": choices,
-        "usage": answered.usage,
-    }
+    head = _build_head(name, created, "chat.completion")
+    return head | {"choices": choices, "usage": answered.usage}
 
 
 def build_chat_chunks(
@@ -132,13 +126,12 @@ def _split_message(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _build_chunk(name: str, created: int, choice: dict[str, Any] | None) -> dict[str, Any]:
-    return {
-        "id": name,
-        "object": "chat.completion.chunk",
-        "created": created,
-        "model": MODEL,
-        "choices": [{"finish_reason": None} | choice] if choice else [],
-    }
+    choices = [{"finish_reason": None} | choice] if choice else []
+    return _build_head(name, created, "chat.completion.chunk") | {"choices": choices}
+
+
+def _build_head(name: str, created: int, kind: str) -> dict[str, Any]:
+    return {"id": name, "object": kind, "created": created, "model": MODEL}
 
 
 def build_completion(answered: Answered, name: str, created: int) -> dict[str, Any]:
@@ -152,14 +145,8 @@ def build_completion(answered: Answered, name: str, created: int) -> dict[str, A
         }
         for number, choice in enumerate(answered.choices)
     ]
-    return {
-        "id": name,
-        "object": "text_completion",
-        "created": created,
-        "model": MODEL,
-        "choices": choices,
-        "usage": answered.usage,
-    }
+    head = _build_head(name, created, "text_completion")
+    return head | {"choices": choices, "usage": answered.usage}
 
 
 def build_completion_log_probs(tokens: Sequence[SampledToken]) -> dict[str, Any] | None:

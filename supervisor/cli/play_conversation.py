@@ -92,15 +92,23 @@ def ask_person(stage: ConversationStage) -> Respond:
     """Respond as somebody at the terminal does, in words or by NAME {"argument": ...}."""
 
     def ask(_: list[int]) -> list[int] | None:
-        try:
-            line = input('answer, or TOOL {"argument": ...} (q to stop): ').strip()
-        except EOFError:
-            return None
-        if line == "q":
+        line = ask_line()
+        if line is None:
             return None
         return stage.encode_answer(read_line(line))
 
     return ask
+
+
+def ask_line() -> str | None:
+    """Ask for an answer at the terminal; None if somebody wants to stop."""
+    try:
+        line = input('answer, or TOOL {"argument": ...} (q to stop): ').strip()
+    except EOFError:
+        return None
+    if line == "q":
+        return None
+    return line
 
 
 def read_line(line: str) -> Message:

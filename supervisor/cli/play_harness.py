@@ -17,7 +17,7 @@ from protocol.chat_codec import ChatCodec
 from protocol.tool_calls import format_hermes
 from supervisor.cli.check import TURN_END, CharacterPrompter, build_character_codec
 from supervisor.cli.harness_player import Respond, describe_task, play_requests
-from supervisor.cli.play_conversation import read_line
+from supervisor.cli.play_conversation import ask_line, read_line
 from supervisor.job import environment_errors
 
 if TYPE_CHECKING:
@@ -60,11 +60,8 @@ def ask_person(console: Console) -> Respond:
         text = prompter.decode_exactly(prompt)
         new = text.removeprefix(read).replace(TURN_END, "\n")
         console.print(new.removesuffix("assistant: "), end="", highlight=False, markup=False)
-        try:
-            line = input('answer, or TOOL {"argument": ...} (q to stop): ').strip()
-        except EOFError:
-            return None
-        if line == "q":
+        line = ask_line()
+        if line is None:
             return None
         said = read_line(line)
         words = said.content
